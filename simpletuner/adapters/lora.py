@@ -1,0 +1,128 @@
+"""LoRA: y = W x + s B A x with A and B trained, on top of a frozen model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simpletuner.adapters import export, targets
+from simpletuner.adapters.options import Adapter
+from simpletuner.diffusion import draw
+from simpletuner.errors import ConfigError
+
+NAME = "default"  # of the adapter inside PEFT's layers
+
+
+class Lora:
+    """A LoRA for one denoiser. `names`: module names to adapt (see `targets.matches`); dtype: that of A and B."""
+
+    kind = "lora"
+
+    def __init__(self, options: Adapter, names: Sequence[str], *, seed: int, dtype: torch.dtype):
+        self.options, self.names, self.seed, self.dtype = options, tuple(names), seed, dtype
+        self.scale = options.scale
+        self.layers: dict[str, Any] = {}  # module path -> PEFT's layer, in the order of the model
+
+    def attach(self, denoiser: nn.Module) -> None:
+        """Puts the adapter into the model, which otherwise stays as it is; its output does not change yet."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        paths = targets.find(denoiser, self.names)
+        config = LoraConfig(
+            r=self.options.lora_rank,
+            lora_alpha=self.options.alpha,  # type: ignore[arg-type] # PEFT only divides by it
+            lora_dropout=self.options.lora_dropout,
+            use_rslora=self.options.flux_lora_module_type == "rslora",
+            target_modules="|".join(re.escape(path) for path in paths),  # a text is matched against whole paths
+            init_lora_weights=False,
+        )
+        with torch.random.fork_rng(devices=[]):  # the start values below are addressed; PEFT draws its own first
+            inject_adapter_in_model(config, denoiser, NAME)
+        self.layers = {path: denoiser.get_submodule(path) for path in paths}
+        for path, layer in self.layers.items():
+            self._start(path, layer)
+
+    def _start(self, path: str, layer: Any) -> None:
+        """A drawn by the module's name, so that adding a layer moves no other; B zero."""
+        a, b = layer.lora_A[NAME], layer.lora_B[NAME]
+        device = layer.get_base_layer().weight.device
+        shape, rank = (a.out_features, a.in_features), a.out_features
+        if self.options.lora_init_type == "gaussian":
+            value = draw.normal(shape, "init", self.seed, path) / rank
+        else:  # Kaiming uniform with a = sqrt(5), as torch starts a linear layer
+            bound = 1 / math.sqrt(a.in_features)
+            value = torch.empty(shape).uniform_(-bound, bound, generator=draw.generator("init", self.seed, path))
+        a.weight = nn.Parameter(value.to(device, self.dtype))
+        b.weight = nn.Parameter(torch.zeros(b.out_features, rank, device=device, dtype=self.dtype))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """`<module>.lora_A.weight` (r, in) and `<module>.lora_B.weight` (out, r) of every adapted module."""
+        found = {}
+        for path, layer in self.layers.items():
+            found[f"{path}.lora_A.weight"] = layer.lora_A[NAME].weight
+            found[f"{path}.lora_B.weight"] = layer.lora_B[NAME].weight
+        return found
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model alone."""
+        before = [layer.disable_adapters for layer in self.layers.values()]
+        self._switch([False] * len(before))
+        try:
+            yield
+        finally:
+            self._switch([not off for off in before])
+
+    def _switch(self, on: Sequence[bool]) -> None:
+        for layer, enabled in zip(self.layers.values(), on, strict=True):
+            layer.enable_adapters(enabled)
+
+    @contextmanager
+    def scaled(self, strength: float) -> Iterator[None]:
+        """The adapter at `strength` times its effect."""
+        before = [layer.scaling[NAME] for layer in self.layers.values()]
+        for layer in self.layers.values():
+            layer.scaling[NAME] *= strength
+        try:
+            yield
+        finally:
+            for layer, scale in zip(self.layers.values(), before, strict=True):
+                layer.scaling[NAME] = scale
+
+    def state(self) -> dict[str, Tensor]:
+        """Exact training weights on the CPU, without the scale."""
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.parameters().items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `state()`. ConfigError if other modules or another rank were trained."""
+        own = self.parameters()
+        wrong = sorted(own.keys() ^ tensors.keys())
+        wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+        if wrong:
+            raise ConfigError(
+                f"the saved adapter does not fit this one: {len(wrong)} of {len(own)} tensors differ",
+                fix="keep lora_rank and flux_lora_target as they were, or start a new run",
+                details=wrong[:8],
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+
+    def export(self, folder: Path, metadata: Mapping[str, str]) -> Path:
+        """Writes the file that other tools read, the scale folded into A. `metadata`: see `export.describe`."""
+        return export.write(folder, self._pairs(), self.scale, self.options, metadata)
+
+    def check(self, file: Path) -> list[str]:
+        """What is wrong with an exported file, compared with the live adapter; empty if it holds."""
+        return export.check(file, self._pairs(), self.scale)
+
+    def _pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        state = self.state()
+        return {path: (state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"]) for path in self.layers}

@@ -1,0 +1,71 @@
+"""Names of Flux's linear layers in the three dialects of adapter files.
+
+diffusers' names are those of the trained model; BFL's are those of the original model, and ComfyUI puts a prefix before
+them; kohya's are BFL's with underscores. Several diffusers layers share one fused BFL layer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# diffusers (without block) -> (BFL, part of a fused layer)
+DOUBLE = {
+    "attn.to_q": ("img_attn.qkv", 0),
+    "attn.to_k": ("img_attn.qkv", 1),
+    "attn.to_v": ("img_attn.qkv", 2),
+    "attn.to_out.0": ("img_attn.proj", 0),
+    "attn.add_q_proj": ("txt_attn.qkv", 0),
+    "attn.add_k_proj": ("txt_attn.qkv", 1),
+    "attn.add_v_proj": ("txt_attn.qkv", 2),
+    "attn.to_add_out": ("txt_attn.proj", 0),
+    "ff.net.0.proj": ("img_mlp.0", 0),
+    "ff.net.2": ("img_mlp.2", 0),
+    "ff_context.net.0.proj": ("txt_mlp.0", 0),
+    "ff_context.net.2": ("txt_mlp.2", 0),
+    "norm1.linear": ("img_mod.lin", 0),
+    "norm1_context.linear": ("txt_mod.lin", 0),
+}
+SINGLE = {
+    "attn.to_q": ("linear1", 0),
+    "attn.to_k": ("linear1", 1),
+    "attn.to_v": ("linear1", 2),
+    "proj_mlp": ("linear1", 3),
+    "proj_out": ("linear2", 0),
+    "norm.linear": ("modulation.lin", 0),
+}
+OUTSIDE = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
+
+
+class Names(NamedTuple):
+    bfl: str
+    kohya: str
+    comfyui: str
+    part: int  # which output rows of the fused layer, in the order of the model
+
+
+def names(module: str) -> Names | None:
+    """What other tools call a diffusers layer; None if they do not know it."""
+    block = BLOCK.fullmatch(module)
+    if block:
+        entry = (SINGLE if block[1] else DOUBLE).get(block[3])
+        if entry is None:
+            return None
+        bfl, part = f"{'single' if block[1] else 'double'}_blocks.{block[2]}.{entry[0]}", entry[1]
+    elif module in OUTSIDE:
+        bfl, part = OUTSIDE[module], 0
+    else:
+        return None
+    return Names(bfl, "lora_unet_" + bfl.replace(".", "_"), "diffusion_model." + bfl, part)

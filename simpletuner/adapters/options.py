@@ -1,0 +1,111 @@
+"""Options of the adapter: its size, where it sits, how it starts, and the file it ends in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from simpletuner.errors import ConfigError
+from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Meaning
+
+
+class Adapter(Group, title="Adapter"):
+    lora_type: Annotated[Literal["standard"], Basic, Meaning({"standard": "plain LoRA, loads everywhere"})] = "standard"
+    """The kind of adapter."""
+    lora_rank: Annotated[int, Ge(1), Le(256), Basic] = 16
+    """Capacity and file size. 1 or 4 trains fast and often suffices; 64 to 128 is hard to train on a 12B model."""
+    lora_alpha: Annotated[float, Gt(0)] | None = None
+    """Strength is alpha / rank, so changing it is like changing the learning rate. The rank, unless set; folded into the exported weights."""  # noqa: E501
+    lora_dropout: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Drops adapter inputs at random; may help tiny sets, slows training."""
+    flux_lora_module_type: Annotated[
+        Literal["standard", "rslora"],
+        Meaning({"standard": "scales by alpha / rank", "rslora": "scales by alpha / sqrt(rank), for high ranks"}),
+    ] = "standard"
+    """How the adapter's output is scaled."""
+    lora_init_type: Annotated[
+        Literal["default", "gaussian"],
+        Meaning({"default": "A uniform, B zero", "gaussian": "A normal with deviation 1 / rank, B zero"}),
+    ] = "default"
+    """Start values; either starts at exactly the base model."""
+    flux_lora_target: Annotated[
+        Literal[
+            "all",
+            "attention",
+            "mlp",
+            "mmdit",
+            "context",
+            "context+ffs",
+            "all+ffs",
+            "all+ffs+embedder",
+            "ai-toolkit",
+            "tiny",
+            "nano",
+        ],  # fmt: skip # noqa: E501
+        Basic,
+        Meaning(
+            {
+                "all": "attention of image and text",
+                "attention": "the same as all",
+                "mlp": "feed-forward layers",
+                "mmdit": "attention of the image",
+                "context": "attention of the text",
+                "context+ffs": "attention and feed-forward of the text",
+                "all+ffs": "attention, feed-forward and output layers",
+                "all+ffs+embedder": "the same and the image embedder",
+                "ai-toolkit": "all+ffs and modulation",
+                "tiny": "two output layers, single blocks 7 and 20",
+                "nano": "one output layer, single block 7",
+            }
+        ),
+    ] = "all"
+    """Which layers get an adapter. More layers learn more and use more memory."""
+    peft_lora_target_modules: Annotated[list[str] | None, Expert] = None
+    """Endings of module names, or regular expressions for whole names, in place of the preset; a list, or a JSON file that holds one."""  # noqa: E501
+    lora_format: Annotated[
+        Literal["diffusers", "comfyui"],
+        Meaning({"diffusers": "for diffusers, ComfyUI and Forge", "comfyui": "the same with an alpha per module"}),
+    ] = "diffusers"
+    """Layout of the exported file."""
+    lora_metadata: Annotated[
+        Literal["standard", "minimal", "none"],
+        Expert,
+        Meaning(
+            {
+                "standard": "settings of the run, no paths",
+                "minimal": "without caption tags, titles and dates",
+                "none": "only what loading needs",
+            }
+        ),
+    ] = "standard"
+    """How much the exported file says about the run. Never paths or names."""
+    modelspec_comment: Annotated[str | None, Expert] = None
+    """A text for the description in the exported file."""
+
+    @property
+    def alpha(self) -> float:
+        return float(self.lora_rank if self.lora_alpha is None else self.lora_alpha)
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        root = self.lora_rank**0.5 if self.flux_lora_module_type == "rslora" else self.lora_rank
+        return self.alpha / root
+
+
+def module_names(options: Adapter) -> list[str] | None:
+    """The names of `peft_lora_target_modules`, read from its file if it is one; None if the preset counts."""
+    names = options.peft_lora_target_modules
+    if not names or len(names) > 1 or not names[0].endswith(".json"):
+        return names
+    try:
+        read = json.loads(Path(names[0]).expanduser().read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"peft_lora_target_modules: {names[0]}: {error}",
+            fix="give a list of module names, or a JSON file that holds one",
+        ) from error
+    if not isinstance(read, list) or not all(isinstance(name, str) for name in read):
+        raise ConfigError(f"peft_lora_target_modules: {names[0]} is not a list of texts", fix='write ["to_q", "to_k"]')
+    return read

@@ -1,0 +1,69 @@
+"""Everything that can be known about a run without torch, network or pixels: configuration, rules, datasets, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpletuner import config as configuration
+from simpletuner import rules
+from simpletuner.config import Config
+from simpletuner.data import datasets
+from simpletuner.data.datasets import Datasets
+from simpletuner.data.options import Data
+from simpletuner.errors import Problem, has_errors
+from simpletuner.models import families
+from simpletuner.models.options import Model
+from simpletuner.training.options import Training
+from simpletuner.types import Prompt
+from simpletuner.validation import prompts
+from simpletuner.validation.options import Validation
+
+
+@dataclass(frozen=True)
+class Checked:
+    config: Config
+    datasets: Datasets | None  # None if the dataset file could not be used
+    prompts: list[Prompt]
+    problems: list[Problem]
+
+    @property
+    def failed(self) -> bool:
+        return has_errors(self.problems)
+
+
+def check(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Checked:
+    """Reads and checks everything, and reports all mistakes together."""
+    config, problems = configuration.load(path, overrides, environ)
+    if len(config.groups) < len(configuration.GROUPS):  # a required option is missing: nothing to go on with
+        return Checked(config, None, [], problems)
+    problems += rules.check(config)
+    found, more = read_datasets(config)
+    problems += more
+    library, more = read_prompts(config, found)
+    return Checked(config, found, library, list(dict.fromkeys(problems + more)))
+
+
+def read_datasets(config: Config) -> tuple[Datasets | None, list[Problem]]:
+    data, model = config[Data], config[Model]
+    if not data.data_backend_config.is_file():
+        return None, []  # a rule has said so
+    flavour = families()[model.model_family].flavours[model.model_flavour]
+    return datasets.load(
+        data.data_backend_config, data, family=model.model_family, alignment=flavour.alignment, output_dir=config[Training].output_dir
+    )
+
+
+def read_prompts(config: Config, found: Datasets | None) -> tuple[list[Prompt], list[Problem]]:
+    """The validation prompts. The first caption is not known before the scan: the recipe asks again with it."""
+    if config[Validation].validation_disable:
+        return [], []
+    return prompts.load(config[Validation], instance_prompt=instance_prompt(config, found), first_caption=None)
+
+
+def instance_prompt(config: Config, found: Datasets | None) -> str | None:
+    """The run's trigger phrase: the global one, else that of the first dataset that has one."""
+    own = [entry.entry.instance_prompt for entry in found.images] if found else []
+    return config[Data].instance_prompt or next((text for text in own if text), None)

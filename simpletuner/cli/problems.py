@@ -1,0 +1,58 @@
+"""Prints findings: what, where, how to fix it; the last line counts them and gives the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+
+from simpletuner.errors import Problem
+
+COLOURS = {"error": "31", "warning": "33", "notice": "36"}
+
+
+def _coloured() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def line(problem: Problem, width: int) -> list[str]:
+    """The lines of one finding."""
+    head = f"{problem.severity}[{problem.area}]" if problem.severity != "notice" else "notice"
+    text = f"{head}: {problem.message}"
+    lines = []
+    if problem.where and len(text) + len(problem.where) + 3 <= width:
+        lines.append(f"{text}{problem.where:>{width - len(text)}}")
+    else:
+        lines.append(text)
+        if problem.where:
+            lines.append(f"  where: {problem.where}")
+    lines += [f"  {detail}" for detail in problem.details]
+    if problem.fix:
+        lines.append(f"  fix: {problem.fix}")
+    return lines
+
+
+def show(problems: Iterable[Problem]) -> None:
+    """All findings on stderr: errors first, then warnings and notices."""
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    order = ["error", "warning", "notice"]
+    for problem in sorted(dict.fromkeys(problems), key=lambda p: order.index(p.severity)):
+        first, *rest = line(problem, width)
+        if _coloured():
+            first = f"\x1b[{COLOURS[problem.severity]}m{first}\x1b[0m"
+        print("\n".join([first, *rest]), file=sys.stderr)
+
+
+def summary(problems: Sequence[Problem], exit_code: int, ending: str = "Nothing was started.") -> str:
+    counts = [(n, word) for word in ("error", "warning") if (n := sum(p.severity == word for p in problems))]
+    return f"{', '.join(f'{n} {word}' + 's' * (n != 1) for n, word in counts)}. {ending} (exit {exit_code})"
+
+
+def exit_code(problems: Iterable[Problem]) -> int:
+    return min((p.exit_code for p in problems if p.severity == "error"), default=0)
+
+
+def as_json(problems: Iterable[Problem]) -> str:
+    return json.dumps([p.record() for p in problems], ensure_ascii=False)

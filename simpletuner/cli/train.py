@@ -1,0 +1,88 @@
+"""`simpletuner train`: checks everything in a second, then starts the trainer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from simpletuner import launch
+from simpletuner.check import check
+from simpletuner.cli import problems, sources
+from simpletuner.config import OPTIONS
+from simpletuner.errors import DiskError, HardwareError
+from simpletuner.models import families
+from simpletuner.surfaces import help_text
+from simpletuner.training.lock import Lock
+from simpletuner.training.options import Training
+
+BUILT_IN = (
+    'No configuration in this folder: running the built-in example "nano" (about two minutes, no GPU, no network). '
+    "Your own: config/config.json.example is a start"
+)
+
+
+class TrainCommand(click.Command):
+    """Shows the options of the schema behind those of the command itself."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        words = sys.argv
+        flavour = next((w.partition("=")[2] for w in words if "model_flavour=" in w), "krea")
+        defaults = families()["flux"].flavours[flavour].defaults if flavour in families()["flux"].flavours else {}
+        formatter.write(help_text(OPTIONS.values(), "--help-all" in words, defaults) + "\n")
+
+
+def _show_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+@click.command(
+    "train",
+    cls=TrainCommand,
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+    help="""Runs a training, or continues one.
+
+\b
+  simpletuner train                               config.json here or in config/, else the example nano
+  simpletuner train --env portraits               config/portraits/config.json
+  simpletuner train learning_rate=2e-4 --seed 7   any option may be given here
+""",
+)
+@click.option("--resume", metavar="latest|none|NAME|PATH", help="Which checkpoint to go on from; latest by default.")
+@click.option("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help="This text with all expert options.")
+@sources.shared
+def command(config_path: str | None, env: str | None, example: str | None, as_json: bool, debug: bool, words: tuple[str, ...], resume: str | None) -> None:
+    given = sources.find(config_path, env, example, words)
+    overrides = given.overrides | ({"resume_from_checkpoint": resume} if resume else {})
+    if given.by_default:
+        print(BUILT_IN, file=sys.stderr)
+    checked = check(given.path, overrides)
+    problems.show(checked.problems)
+    if code := problems.exit_code(checked.problems):
+        print(problems.summary(checked.problems, code), file=sys.stderr)
+        sys.exit(code)
+    training = checked.config[Training]
+    resolved = _prepare(training.output_dir)
+    checked.config.write(resolved)
+    code = launch.run(launch.command(resolved, json_events=as_json), training.stop_timeout)
+    if code == -9:
+        raise HardwareError(launch.KILLED, fix="close other programs, or train on a machine with more RAM")
+    sys.exit(code)
+
+
+def _prepare(output_dir: Path) -> Path:
+    """Where the resolved configuration goes; refuses a folder that another run holds."""
+    with Lock(output_dir):  # held by another run: this says by whom
+        pass
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe = output_dir / ".probe"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise DiskError(f"{output_dir} cannot be written: {error.strerror}", fix="choose another output_dir") from error
+    return output_dir / "config.resolved.json"

@@ -1,0 +1,254 @@
+"""All datasets of a run, scanned and placed: what there is to encode, to plan and to describe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simpletuner.data.ahead import ahead, threads
+from simpletuner.data.datasets import Datasets, ImageSet
+from simpletuner.data.geometry import enlargement
+from simpletuner.data.index import Index
+from simpletuner.data.options import Data
+from simpletuner.data.sampling import Pool, num_batches, smallest_repeats
+from simpletuner.data.scan import LeftOut, Placed, Scan, rejected_path, scan, write_rejected
+from simpletuner.data.stores.local import LocalSource
+from simpletuner.errors import DataError, Problem
+from simpletuner.events import EventLog
+from simpletuner.protocols import Source
+from simpletuner.types import Placement
+
+MOST_BYTES_HASHED = 1 << 30  # held in memory together while files are hashed
+
+
+@dataclass
+class Shelf:
+    """One dataset with what was found in it."""
+
+    dataset: ImageSet
+    source: Source
+    index: Index
+    scan: Scan
+    batch_size: int
+    repeats: int
+
+    @property
+    def id(self) -> str:
+        return self.dataset.id
+
+    @property
+    def items(self) -> list[Placed]:
+        return self.scan.items
+
+    def buckets(self) -> dict[str, list[Placed]]:
+        """Items by "WIDTHxHEIGHT" of their bucket, largest bucket first."""
+        found: dict[str, list[Placed]] = {}
+        for item in self.items:
+            found.setdefault(str(item.placement.bucket), []).append(item)
+        return dict(sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0])))
+
+    def pool(self) -> Pool:
+        ids = {bucket: [item.sample.id for item in items] for bucket, items in self.buckets().items()}
+        return Pool(self.id, ids, self.batch_size, self.repeats, self.dataset.entry.probability)
+
+    def hash(self) -> int:
+        """Reads every file whose digest is not known yet; returns how many. A file that is gone is left out."""
+        unknown = [item for item in self.items if not item.sample.digest]
+
+        def digest(item: Placed) -> str | OSError:
+            try:
+                return hashlib.sha256(self.source.read(item.sample.path)).hexdigest()
+            except OSError as error:
+                return error
+
+        digests: dict[str, str] = {}
+        gone: list[LeftOut] = []
+        workers = threads(self.dataset.entry.max_workers)
+        num_bytes = {item.sample.path: _bytes_of(item.sample.stamp) for item in unknown}
+        for item, found in ahead(
+            unknown,
+            digest,
+            workers=workers,
+            limit=4 * workers,
+            cost=lambda item: num_bytes[item.sample.path],
+            most_cost=MOST_BYTES_HASHED,
+        ):
+            if isinstance(found, str):
+                digests[item.sample.path] = found
+            else:
+                gone.append(LeftOut(item.sample.path, "unreadable", found.strerror or str(found)))
+        if digests:
+            rows = self.index.rows()
+            self.index.put(replace(rows[path], digest=value) for path, value in digests.items())
+        self.scan.items = [
+            Placed(replace(item.sample, digest=digests.get(item.sample.path, item.sample.digest)), item.placement)
+            for item in self.items
+        ]
+        self.leave_out(gone)
+        return len(unknown)
+
+    def leave_out(self, found: Sequence[LeftOut], remember: bool = True) -> None:
+        """Takes images out of the run and lists them; `remember` spares the next run to find the same."""
+        if not found:
+            return
+        paths = {item.path for item in found}
+        self.scan.items = [item for item in self.items if item.sample.path not in paths]
+        self.scan.left_out += found
+        if remember:
+            rows = self.index.rows()
+            self.index.put(replace(rows[i.path], reason=i.reason, detail=i.detail) for i in found if i.path in rows)
+        write_rejected(self.dataset, self.scan.left_out)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for checkpoints, manifests and reports. Equal fingerprints mean equal samples and placements."""
+        hasher = hashlib.sha256()
+        for sample, placement in sorted(self.items, key=lambda item: item.sample.id):
+            line = [sample.id, sample.digest, placed_as(placement), list(sample.captions)]
+            hasher.update(json.dumps(line, separators=(",", ":")).encode())
+        upscaled = sum(enlargement(item.sample.size, item.placement.resize) > 0 for item in self.items)
+        return {
+            "id": self.id,
+            "fingerprint": hasher.hexdigest(),
+            "images": len(self.items),
+            "excluded": self.scan.reasons(),
+            "beyond_subset": self.scan.beyond_subset,
+            "upscaled": upscaled,
+            "buckets": {bucket: len(items) for bucket, items in self.buckets().items()},
+            "repeats": self.repeats,
+            "batch_size": self.batch_size,
+        }
+
+
+def _bytes_of(stamp: str) -> int:
+    head = stamp.partition("-")[0]
+    return int(head) if head.isdigit() else 0
+
+
+def placed_as(placement: Placement) -> str:
+    """A placement as text, for addresses and fingerprints."""
+    (high, wide), (top, left), (height, width) = placement.resize, placement.crop, placement.bucket
+    return f"{wide}x{high}+{left}+{top}/{width}x{height}"
+
+
+@dataclass
+class Library:
+    """Every dataset of the run."""
+
+    shelves: list[Shelf]
+    options: Data
+    accumulation: int
+    ranks: int
+
+    def pools(self) -> list[Pool]:
+        """What the plan of an epoch is made from."""
+        return [shelf.pool() for shelf in self.shelves]
+
+    def captions(self) -> list[str]:
+        """Every distinct caption, sorted, with the empty one."""
+        return sorted({""}.union(*(item.sample.captions for shelf in self.shelves for item in shelf.items)))
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [shelf.describe() for shelf in self.shelves]
+
+    def check(self, events: EventLog) -> None:
+        """Raises repeats where that is allowed. DataError names all datasets that are too small for one step."""
+        problems = []
+        for shelf in self.shelves:
+            need = shelf.batch_size * self.accumulation * self.ranks
+            if not shelf.items or len(shelf.items) * (1 + shelf.repeats) >= need:
+                continue
+            repeats = smallest_repeats(len(shelf.items), need)
+            if self.options.allow_dataset_oversubscription:
+                message = f"dataset {shelf.id}: repeats raised from {shelf.repeats} to {repeats} to fill one step"
+                shelf.repeats = repeats
+                events.emit("warning", "notice", code="repeats-raised", message=message, fix="")
+            else:
+                problems.append(self._too_small(shelf, need, repeats))
+        for shelf in self.shelves:
+            if not shelf.items:
+                reasons = ", ".join(f"{reason} {count}" for reason, count in shelf.scan.reasons().items())
+                message = f"dataset {shelf.id}: no image is left: {reasons}"
+                fix = f"{rejected_path(shelf.dataset)} lists them"
+                problems.append(Problem(message, "dataset", where=shelf.dataset.where, fix=fix))
+        if problems:
+            raise DataError(problems)
+
+    def _too_small(self, shelf: Shelf, need: int, repeats: int) -> Problem:
+        images, have = len(shelf.items), len(shelf.items) * (1 + shelf.repeats)
+        factors = f"train_batch_size {shelf.batch_size} x gradient_accumulation_steps {self.accumulation}"
+        return Problem(
+            f"dataset {shelf.id} is too small for one step",
+            "dataset",
+            where=shelf.dataset.where,
+            details=(
+                f"have  {images} images x (1 + repeats {shelf.repeats}) = {have}",
+                f"need  {factors} x ranks {self.ranks} = {need}",
+                f'set "repeats": {repeats} (the smallest that works), or allow_dataset_oversubscription: true,',
+                "or add images, or lower the batch size, the accumulation or the number of GPUs",
+            ),
+            keys=("repeats",),
+        )
+
+    def close(self) -> None:
+        for shelf in self.shelves:
+            shelf.index.close()
+
+
+def open_library(
+    datasets: Datasets,
+    options: Data,
+    *,
+    batch_size: int,
+    accumulation: int,
+    ranks: int,
+    events: EventLog,
+    open_source: Callable[[ImageSet], Source] = lambda dataset: LocalSource(dataset.root),
+) -> Library:
+    """Scans all datasets: headers only. DataError (exit 3) carries the problems of all of them."""
+    shelves: list[Shelf] = []
+    problems: list[Problem] = []
+    for dataset in datasets.images:
+        source, index = open_source(dataset), Index(dataset.cache / f"index-{dataset.id}.sqlite")
+        try:
+            found = scan(dataset, source, index)
+        except DataError as error:
+            problems += error.problems
+            index.close()
+            continue
+        size = dataset.entry.train_batch_size or batch_size
+        shelf = Shelf(dataset, source, index, found, size, dataset.entry.repeats)
+        shelves.append(shelf)
+        _report(shelf, events)
+    library = Library(shelves, options, accumulation, ranks)
+    try:
+        library.check(events)
+    except DataError as error:
+        problems += error.problems
+    if problems:
+        library.close()
+        raise DataError(problems)
+    return library
+
+
+def _report(shelf: Shelf, events: EventLog) -> None:
+    for notice in shelf.scan.notices:
+        events.emit("warning", "notice", code="dataset", message=notice, fix="")
+    report = {
+        "files": shelf.scan.num_files,
+        "headers_read": shelf.scan.headers_read,
+        "beyond_subset": shelf.scan.beyond_subset,
+        "list": str(rejected_path(shelf.dataset)) if shelf.scan.left_out else None,
+    }
+    buckets: Mapping[str, int] = {bucket: len(items) for bucket, items in shelf.buckets().items()}
+    excluded = shelf.scan.reasons()
+    events.emit(
+        "dataset.report", dataset=shelf.id, images=len(shelf.items), excluded=excluded, buckets=buckets, report=report
+    )
+
+
+def total_batches(pools: Iterable[Pool], ranks: int) -> dict[str, int]:
+    """Micro-batches of each dataset in an epoch."""
+    return {pool.id: num_batches(pool, ranks) for pool in pools}

@@ -1,0 +1,46 @@
+"""Starts the trainer as a process of its own, passes signals on, and gives back its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# A trainer that vanishes by SIGKILL without our doing was most likely killed for want of RAM.
+KILLED = "the system ended the trainer (SIGKILL), most likely for want of RAM"
+
+
+def command(config: Path, *, json_events: bool = False) -> list[str]:
+    """The command that trains `config`, a resolved configuration."""
+    return [sys.executable, "-m", "simpletuner.recipe", "--config", str(config), *(["--json"] if json_events else [])]
+
+
+def run(argv: Sequence[str], stop_timeout: float) -> int:
+    """The trainer's exit code. SIGINT and SIGTERM are passed on; after `stop_timeout` seconds, or at a second one, it is killed."""
+    # A process group of its own: the terminal's Ctrl-C reaches the trainer once, through us, and not twice.
+    child = subprocess.Popen(list(argv), start_new_session=True)
+    asked: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        asked.append(number)
+        os.killpg(child.pid, signal.SIGKILL if len(asked) > 2 else number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while True:
+            try:
+                code = child.wait(timeout=stop_timeout if asked else None)
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    if code == -signal.SIGKILL:
+        return 128 + signal.SIGKILL if asked else -signal.SIGKILL
+    return 128 - code if code < 0 else code

@@ -1,0 +1,1 @@
+"""What keeps a large model inside the memory at hand. This front imports no torch."""

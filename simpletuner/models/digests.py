@@ -1,0 +1,64 @@
+"""Content hashes of weight files, each computed once and remembered.
+
+A file is known by path, bytes and modification time. Files in the hub's cache carry their hash as the blob's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git and LFS hashes
+
+
+def memory_path() -> Path:
+    folder = os.environ.get("SIMPLETUNER_STATE_DIR") or "~/.cache/simpletuner"
+    return Path(folder).expanduser() / "hashes.json"
+
+
+def _remembered(path: Path) -> dict[str, list]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):  # absent or torn: only time is lost
+        return {}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest(path: Path) -> str:
+    """A name for the file's content: equal names mean equal bytes."""
+    real = path.resolve()
+    if real.parent.name == "blobs" and BLOB.fullmatch(real.name):
+        return real.name
+    stat = real.stat()
+    known = _remembered(memory_path()).get(str(real))
+    if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+        return known[2]
+    found = _sha256(real)
+    _remember(str(real), [stat.st_size, stat.st_mtime_ns, found])
+    return found
+
+
+def _remember(key: str, entry: list) -> None:
+    path = memory_path()
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(_remembered(path) | {key: entry}), "utf-8")
+        os.replace(aside, path)
+    except OSError:  # a read-only home: the file is hashed again next time
+        aside.unlink(missing_ok=True)
+
+
+def combine(*parts: object) -> str:
+    """sha256 hex over the parts in order: the fingerprint of what they name together."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()

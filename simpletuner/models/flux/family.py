@@ -1,0 +1,255 @@
+"""Flux as training sees it: parts to load, images and captions to encode, and a velocity to predict.
+
+Packing, position ids, guidance and the scale of time are private here; outside there are latents and times in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from simpletuner.diffusion import draw
+from simpletuner.diffusion.flow import FlowMatching
+from simpletuner.diffusion.times import ShiftCurve
+from simpletuner.errors import Problem
+from simpletuner.models import Flavour
+from simpletuner.models.digests import combine
+from simpletuner.models.flux.layout import image_ids, pack, text_ids, unpack
+from simpletuner.models.flux.options import FluxOptions
+from simpletuner.models.flux.weights import Weights
+from simpletuner.models.options import Model
+from simpletuner.models.stream import fill, headers
+from simpletuner.types import Batch
+
+if TYPE_CHECKING:
+    from simpletuner.models.flux.sampling import FluxEuler
+
+GUIDANCE_TENSOR = "time_text_embed.guidance_embedder.linear_1.weight"
+LONGEST = 512  # T5 tokens
+
+
+def _quietly() -> None:
+    """The libraries' own bars would tear the program's."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _frozen(module: nn.Module, device: Any) -> Any:
+    return module.requires_grad_(False).eval().to(device)
+
+
+class Flux:
+    """One Flux checkpoint. `dtype` is the text encoders' precision, `base_dtype` the transformer's."""
+
+    def __init__(
+        self,
+        model: Model,
+        options: FluxOptions,
+        *,
+        flavour: Flavour,
+        dtype: torch.dtype,
+        base_dtype: torch.dtype,
+        vae_dtype: torch.dtype,
+        seed: int,
+        tiling: bool = False,
+        slicing: bool = False,
+    ):
+        self.model, self.options, self.flavour, self.seed = model, options, flavour, seed
+        self.dtype, self.base_dtype, self.vae_dtype = dtype, base_dtype, vae_dtype
+        self.tiling, self.slicing = tiling, slicing
+        self.weights = Weights(model, flavour)
+        self.objective = FlowMatching()
+        self.alignment = flavour.alignment
+        self.notices: list[Problem] = []
+        self.num_cut, self.longest_cut = 0, ""  # captions that did not fit, and the longest of them
+
+    def prepare(self) -> None:
+        """Finds all parts; fetches small files only. Raises what is missing or may not be read."""
+        self.weights.check()
+        name = self.weights.main.name
+        if name != self.flavour.repository:
+            message = f"weights come from {name}; defaults and behaviour follow the flavour {self.flavour.name}"
+            self.notices.append(Problem(message, severity="notice", keys=("pretrained_model_name_or_path",)))
+
+    @cached_property
+    def vae_config(self) -> dict[str, Any]:
+        return self.weights.config("vae")
+
+    @property
+    def latent_factor(self) -> int:
+        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae_config["latent_channels"]
+
+    @cached_property
+    def text_length(self) -> int:
+        """T5 tokens a caption, padded and cut."""
+        length = self.model.tokenizer_max_length or self.flavour.text_length
+        return length or min(LONGEST, int(self.weights.config("tokenizer_2").get("model_max_length", LONGEST)))
+
+    def shift_curve(self) -> ShiftCurve:
+        """The growth of the shift with size, from the scheduler's configuration."""
+        config, plain = self.weights.config("scheduler"), ShiftCurve()
+        return ShiftCurve(
+            config.get("base_image_seq_len", plain.base_tokens),
+            config.get("max_image_seq_len", plain.max_tokens),
+            config.get("base_shift", plain.base_shift),
+            config.get("max_shift", plain.max_shift),
+        )
+
+    # Fingerprints name the caches: everything that changes an embedding is in them.
+
+    def vae_fingerprint(self) -> str:
+        return combine("vae/1", self.weights.fingerprint("vae"), self.vae_dtype, self.tiling)
+
+    def text_fingerprint(self) -> str:
+        parts = [self.weights.fingerprint(p) for p in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")]
+        return combine("text/1", *parts, self.text_length, self.model.t5_padding, self.dtype)
+
+    def denoiser_fingerprint(self) -> str:
+        return combine("transformer/1", self.weights.fingerprint("transformer"), self.base_dtype)
+
+    def load_vae(self, device: Any) -> nn.Module:
+        from diffusers import AutoencoderKL
+
+        _quietly()
+        self.weights.files("vae")  # on this disk before the class looks for them
+        vae = AutoencoderKL.from_pretrained(
+            self.weights.folder("vae"),
+            torch_dtype=self.vae_dtype,
+            variant=self.weights.variant("vae"),
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        if self.tiling:
+            vae.enable_tiling()
+        if self.slicing:
+            vae.enable_slicing()
+        return _frozen(vae, device)
+
+    def load_text_encoders(self, device: Any) -> dict[str, Any]:
+        from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+        _quietly()
+        encoders: dict[str, Any] = {}
+        parts = (
+            ("clip", "text_encoder", CLIPTextModel, "tokenizer"),
+            ("t5", "text_encoder_2", T5EncoderModel, "tokenizer_2"),
+        )
+        for name, part, kind, tokenizer in parts:
+            self.weights.files(part)
+            module = kind.from_pretrained(
+                self.weights.folder(part),
+                dtype=self.dtype,
+                variant=self.weights.variant(part),
+                use_safetensors=True,
+                local_files_only=True,
+            )
+            encoders[name] = _frozen(module, device)
+            folder = self.weights.folder(tokenizer)
+            encoders[f"{name}_tokenizer"] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return encoders
+
+    def load_denoiser(self, device: Any) -> nn.Module:
+        """The transformer in base_dtype, frozen. Whether it takes guidance is decided by the tensors found."""
+        from diffusers import FluxTransformer2DModel
+
+        files = self.weights.files("transformer")
+        config = dict(FluxTransformer2DModel.load_config(self.weights.folder("transformer"), local_files_only=True))
+        config["guidance_embeds"] = GUIDANCE_TENSOR in headers(files)
+        if config["guidance_embeds"] != self.flavour.guidance:
+            has = "has a" if config["guidance_embeds"] else "has no"
+            message = f"this transformer {has} guidance input, unlike flavour {self.flavour.name}: the weights decide"
+            self.notices.append(Problem(message, severity="notice", keys=("model_flavour",)))
+        with torch.device("meta"):
+            denoiser = FluxTransformer2DModel.from_config(config)
+        fill(denoiser, files, device=torch.device(device), dtype=self.base_dtype)
+        return denoiser.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode_images(self, vae: Any, pixels: Tensor, noise: Tensor | None) -> Tensor:
+        """(B, 3, h, w) in [-1, 1] -> (B, C, h/8, w/8) fp32, shifted and scaled. noise None: the posterior's mode."""
+        weight = next(vae.parameters())
+        posterior = vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist
+        z = posterior.mean.float()
+        if noise is not None:
+            z = z + posterior.std.float() * noise.to(z.device, torch.float32)
+        return (z - vae.config.shift_factor) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def encode_text(self, encoders: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Tensor]:
+        """t5 (B, L, D), t5_mask (B, L) bool, clip (B, P). Neither encoder sees a mask: padding is encoded too, as in training of the base."""  # noqa: E501
+        texts = list(captions)
+        self._count_cut(encoders["t5_tokenizer"], texts)
+        clip, t5 = encoders["clip"], encoders["t5"]
+        clip_ids = self._tokens(encoders["clip_tokenizer"], texts, clip.config.max_position_embeddings)["input_ids"]
+        t5_tokens = self._tokens(encoders["t5_tokenizer"], texts, self.text_length)
+        mask = t5_tokens["attention_mask"].bool()  # (B, L)
+        pooled = clip(clip_ids.to(clip.device)).pooler_output  # (B, P)
+        hidden = t5(t5_tokens["input_ids"].to(t5.device))[0]  # (B, L, D)
+        if self.model.t5_padding == "zero":
+            hidden = hidden * mask.to(hidden.device).unsqueeze(-1)
+        return {"t5": hidden, "t5_mask": mask.to(hidden.device), "clip": pooled}
+
+    @staticmethod
+    def _tokens(tokenizer: Any, texts: list[str], length: int) -> Any:
+        return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+    def _count_cut(self, tokenizer: Any, texts: list[str]) -> None:
+        lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+        cut = [text for text, length in zip(texts, lengths, strict=True) if length > self.text_length]
+        self.num_cut += len(cut)
+        self.longest_cut = max([self.longest_cut, *cut], key=len)
+
+    def shift_tokens(self, height: int, width: int) -> int:
+        """Image tokens of a latent of height x width."""
+        return (height // 2) * (width // 2)
+
+    def blocks(self, denoiser: Any) -> list[nn.Module]:
+        """Double-stream blocks, then single-stream blocks."""
+        return [*denoiser.transformer_blocks, *denoiser.single_transformer_blocks]
+
+    def guidance(self, numbers: Sequence[int]) -> list[float]:
+        """What each sample of the run is told as its guidance."""
+        if self.options.flux_guidance_mode == "constant":
+            return [self.options.flux_guidance_value] * len(numbers)
+        low, high = self.options.flux_guidance_min, self.options.flux_guidance_max
+        return [low + (high - low) * draw.uniform("guidance", self.seed, number) for number in numbers]
+
+    def predict(self, denoiser: Any, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """The velocity at x_t (B, C, H, W) and t (B,) in [0, 1], in the transformer's precision."""
+        return self.velocity(denoiser, x_t, t, batch.text, self.guidance(batch.numbers or range(len(x_t))))
+
+    def velocity(
+        self, denoiser: Any, x_t: Tensor, t: Tensor, text: Mapping[str, Tensor], guidance: Sequence[float]
+    ) -> Tensor:
+        """One pass of the transformer over latents. guidance: B numbers, unused by a model without that input."""
+        device = x_t.device
+        height, width = x_t.shape[-2:]
+        told = torch.tensor(guidance, dtype=torch.float32, device=device) if denoiser.config.guidance_embeds else None
+        t5 = text["t5"].to(device, self.base_dtype)  # (B, L, D)
+        tokens = denoiser(
+            hidden_states=pack(x_t).to(self.base_dtype),
+            encoder_hidden_states=t5,
+            pooled_projections=text["clip"].to(device, self.base_dtype),
+            timestep=t.to(device, torch.float32),  # the model multiplies by 1000 itself
+            guidance=told,
+            img_ids=image_ids(height, width, device),
+            txt_ids=text_ids(t5.shape[1], device),
+            return_dict=False,
+        )[0]
+        return unpack(tokens, height, width)
+
+    def sampler(self, denoiser: Any) -> FluxEuler:
+        from simpletuner.models.flux.sampling import FluxEuler
+
+        return FluxEuler(self, denoiser)

@@ -1,0 +1,21 @@
+"""Options that only Flux has: the guidance that a distilled model is told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from simpletuner.schema import Basic, Expert, Ge, Group, Meaning, When
+
+
+class FluxOptions(Group, title="Objective"):
+    flux_guidance_mode: Annotated[
+        Literal["constant", "random-range"],
+        Meaning({"constant": "one value for all samples", "random-range": "a draw for each sample"}),
+    ] = "constant"
+    """How the guidance of a training sample is chosen."""
+    flux_guidance_value: Annotated[float, Ge(0), Basic] = 1.0
+    """1.0 keeps the distillation and speed at inference; 3.5 to 4.5 brings back CFG, which inference then needs."""
+    flux_guidance_min: Annotated[float, Ge(0), Expert, When(flux_guidance_mode="random-range")] = 0.0
+    """Lower end of the random range."""
+    flux_guidance_max: Annotated[float, Ge(0), Expert, When(flux_guidance_mode="random-range")] = 4.0
+    """Upper end of the random range."""

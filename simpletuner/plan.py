@@ -1,0 +1,102 @@
+"""What can be said about a run before its first step: lengths, sizes, and the first screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simpletuner import __version__
+from simpletuner.adapters.options import Adapter
+from simpletuner.config import Config
+from simpletuner.data.library import Library, total_batches
+from simpletuner.diffusion.options import Objective
+from simpletuner.memory.options import Memory
+from simpletuner.models import Flavour
+from simpletuner.optim.options import Optimizer
+from simpletuner.training.options import Saving, Speed, Training
+from simpletuner.validation.options import Validation
+
+if TYPE_CHECKING:
+    import torch
+
+OPTIMIZER_BYTES = 8  # a parameter's two fp32 moments, the most that the optimizers of the table keep
+
+
+def batches_per_epoch(library: Library, ranks: int = 1) -> int:
+    """Micro-batches of one epoch over all datasets."""
+    return sum(total_batches(library.pools(), ranks).values())
+
+
+def checkpoint_bytes(parameters: Mapping[str, Any]) -> int:
+    """A checkpoint holds the weights twice (exact, and as exported), and the optimizer's state."""
+    return sum(p.numel() * (2 * p.element_size() + OPTIMIZER_BYTES) for p in parameters.values())
+
+
+def first_screen(
+    config: Config, flavour: Flavour, library: Library, parameters: Mapping[str, Any], total_steps: int, resumed: Path | None,
+    device: torch.device,
+) -> str:  # fmt: skip
+    """At most 24 lines of 80 columns: what will be trained, on what, how long, and what is kept."""
+    training, adapter, optimizer = config[Training], config[Adapter], config[Optimizer]
+    numel = sum(p.numel() for p in parameters.values())
+    megabytes = sum(p.numel() * p.element_size() for p in parameters.values()) / 1e6
+    base = config[Memory].base_model_precision
+    base = config[Speed].mixed_precision if base == "no_change" else base
+    per_epoch = batches_per_epoch(library)
+    updates = per_epoch / training.gradient_accumulation_steps
+    batch = f"{training.train_batch_size} x {training.gradient_accumulation_steps}"
+    rows = [
+        (
+            "model",
+            f"flux {flavour.name}, LoRA rank {adapter.lora_rank} on {adapter.flux_lora_target!r} "
+            f"({numel / 1e6:.2f} M, {megabytes:.1f} MB), base {'fp32' if base == 'no' else base}",
+        ),
+        ("licence", f"{flavour.licence}: the result inherits it"),
+        *_data_rows(library),
+        ("", f"{per_epoch} batches = {updates:g} steps per epoch"),
+        ("length", f"{total_steps} steps = {total_steps / updates:.2f} epochs, batch {batch}, seed {training.seed}"),
+        (
+            "rate",
+            f"{optimizer.learning_rate:g} {optimizer.lr_scheduler} ({optimizer.lr_warmup_steps}), {optimizer.optimizer}, "
+            f"clip {optimizer.max_grad_norm:g} ({optimizer.grad_clip_method}), {_shift(config[Objective])}",
+        ),
+        ("resume", f"{resumed.name}" if resumed else f"nothing to resume in {training.output_dir.name}"),
+        ("device", _device(device)),
+        ("saves", f"every {config[Saving].checkpoint_step_interval} steps, keeps {config[Saving].checkpoints_total_limit or 'all'}{_images(config)}"),
+        ("output", str(training.output_dir)),
+    ]
+    head = f"SimpleTuner {__version__}   {training.output_dir.name}   {config.path or 'command line'}"
+    return "\n".join([head, *(f"{name:<8} {text}".rstrip() for name, text in rows), "Stop with Ctrl-C (saves first)."])
+
+
+def _data_rows(library: Library) -> list[tuple[str, str]]:
+    rows = []
+    for index, shelf in enumerate(library.shelves):
+        excluded = sum(shelf.scan.reasons().values())
+        used, files = len(shelf.items), len(shelf.items) + excluded
+        buckets = ", ".join(f"{bucket} ({len(items)})" for bucket, items in list(shelf.buckets().items())[:3])
+        rows.append(("data" if index == 0 else "", f"{shelf.id}: {used} of {files} images x {1 + shelf.repeats}   {buckets}"))
+    return rows
+
+
+def _shift(objective: Objective) -> str:
+    if objective.flow_schedule_shift is not None:
+        return f"shift {objective.flow_schedule_shift:g}"
+    return "no shift" if objective.flow_schedule_auto_shift is False else "auto-shift"
+
+
+def _device(device: torch.device) -> str:
+    import torch
+
+    if device.type != "cuda":
+        return f"{device.type}, {torch.get_num_threads()} threads"
+    facts = torch.cuda.get_device_properties(device)
+    return f"GPU {device.index or 0}   {facts.name} {facts.total_memory / 2**30:.1f} GiB"
+
+
+def _images(config: Config) -> str:
+    validation: Validation = config[Validation]
+    if validation.validation_disable:
+        return "; no images"
+    return f"; images every {validation.validation_step_interval} steps, {validation.validation_resolution}"

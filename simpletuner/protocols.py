@@ -1,0 +1,108 @@
+"""The roles: what one part may ask of another. Parts know these, never each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from simpletuner.types import Batch, Size
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Listing(NamedTuple):
+    """One entry of a store."""
+
+    path: str  # relative to the store's root, forward slashes
+    num_bytes: int
+    stamp: str  # "<bytes>-<mtime_ns>" or an etag: equal stamps mean equal content
+
+
+class Source(Protocol):
+    """A place to read a dataset from. It has no verb that could change the user's files."""
+
+    def list(self) -> Iterator[Listing]: ...
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes: ...
+
+
+class Store(Source, Protocol):
+    """A place of our own, for caches: whole items or none."""
+
+    def write(self, path: str, data: bytes) -> None: ...
+    def exists(self, path: str) -> bool: ...
+    def delete(self, path: str) -> None: ...
+
+
+class Objective(Protocol):
+    """How noise is added and what the model is asked to predict. t is (B,) in [0, 1], 1 is noise; all fp32."""
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
+
+
+class ModelFamily(Protocol):
+    """Everything that training needs to know about an architecture. Large parts are loaded one at a time and passed in."""
+
+    objective: Objective
+    alignment: int  # image edges are multiples of it, in pixels
+    latent_factor: int  # pixels per latent cell along an edge
+    latent_channels: int
+
+    def vae_fingerprint(self) -> str: ...  # sha256 hex over weights, config and precision: names the latent cache
+    def text_fingerprint(self) -> str: ...  # the same over encoders, tokenizers and length
+    def load_vae(self, device: Any) -> nn.Module: ...
+    def load_text_encoders(self, device: Any) -> Mapping[str, Any]: ...
+    def load_denoiser(self, device: Any) -> nn.Module: ...
+    def encode_images(
+        self, vae: nn.Module, pixels: Tensor, noise: Tensor | None
+    ) -> Tensor: ...  # (B,3,h,w) in [-1,1] -> (B,C,H,W)
+    def encode_text(self, encoders: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Tensor]: ...
+    def shift_tokens(
+        self, height: int, width: int
+    ) -> int: ...  # latent size -> image tokens, for resolution-dependent shift
+    def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...  # same shape as x_t
+    def sampler(self, denoiser: nn.Module) -> Sampler: ...
+
+
+class SampleRequest(NamedTuple):
+    """One image to make. Guidance below or equal 1 in `guidance_real` means no second pass."""
+
+    text: Mapping[str, Tensor]  # one caption's embeddings, batch axis 1
+    negative: Mapping[str, Tensor] | None
+    size: Size
+    steps: int
+    guidance: float
+    guidance_real: float
+    skip_real_steps: int  # the first n steps run without real CFG
+    noise: Tensor  # (1, C, H, W), fp32, on the CPU
+
+
+class Sampler(Protocol):
+    """Makes latents with the training denoiser; adds no copy of weights and restores every switch it touched."""
+
+    def latents(self, request: SampleRequest) -> Tensor: ...  # (1, C, H, W)
+    def decode(self, vae: nn.Module, latents: Tensor) -> Any: ...  # a PIL image
+
+
+class Adapter(Protocol):
+    """What is trained on top of, or instead of, the frozen base."""
+
+    kind: str
+
+    def attach(self, denoiser: nn.Module) -> None: ...
+    def parameters(self) -> Mapping[str, nn.Parameter]: ...  # by stable name, in the order of the model
+    def disabled(self) -> AbstractContextManager[None]: ...  # the base model alone
+    def scaled(self, strength: float) -> AbstractContextManager[None]: ...
+    def state(self) -> dict[str, Tensor]: ...  # exact training weights, as stored
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
+    def export(self, folder: Path, metadata: Mapping[str, str]) -> Path: ...  # the file that other tools read
+    def check(self, file: Path) -> list[str]: ...  # what is wrong with an exported file; empty if it holds
+
+
+class Tracker(Protocol):
+    """Something that follows a run's events."""
+
+    def __call__(self, event: Any) -> None: ...

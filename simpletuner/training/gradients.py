@@ -1,0 +1,73 @@
+"""The gradients of one update: added up, measured and limited without the host waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class Gradients:
+    """All gradients of the trained parameters. With `precise`, those of 16-bit parameters are added up in fp32."""
+
+    def __init__(self, parameters: Sequence[Parameter], precise: bool = False):
+        self.parameters = list(parameters)
+        self.sums: dict[Parameter, Tensor] = {}  # fp32, only where `precise` asks for it
+        if precise:
+            for p in self.parameters:
+                if p.dtype != torch.float32:
+                    p.register_post_accumulate_grad_hook(self._move)
+
+    def _move(self, p: Tensor) -> None:
+        assert isinstance(p, Parameter) and p.grad is not None
+        if p in self.sums:
+            self.sums[p] += p.grad
+        else:
+            self.sums[p] = p.grad.float()
+        p.grad = None
+
+    def tensors(self) -> list[Tensor]:
+        return [g for p in self.parameters if (g := self.sums.get(p, p.grad)) is not None]
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiplies all of them: a window with fewer micro-batches than planned was divided by too much."""
+        if tensors := self.tensors():
+            torch._foreach_mul_(tensors, factor)
+
+    @torch.no_grad()
+    def measure(self) -> Tensor:
+        """(2,) fp32 on the device: 2-norm over all elements, largest absolute value. NaN and Inf show in the norm."""
+        tensors = self.tensors()
+        if not tensors:
+            return torch.zeros(2)
+        norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float32))
+        largest = torch.stack(torch._foreach_norm(tensors, float("inf"))).float()
+        return torch.stack([torch.linalg.vector_norm(norms), largest.max()])
+
+    @torch.no_grad()
+    def clip(self, norm: Tensor, limit: float, method: Literal["norm", "value"]) -> None:
+        """Shrinks the whole gradient to `limit`, or cuts single values at it. 0 means no limit."""
+        tensors = self.tensors()
+        if limit <= 0 or not tensors:
+            return
+        if method == "value":
+            torch._foreach_clamp_min_(tensors, -limit)
+            torch._foreach_clamp_max_(tensors, limit)
+        else:
+            torch._foreach_mul_(tensors, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Hands the fp32 sums to the optimizer, in the parameters' own precision."""
+        for p, total in self.sums.items():
+            p.grad = total.to(p.dtype)
+        self.sums.clear()
+
+    def clear(self) -> None:
+        self.sums.clear()
+        for p in self.parameters:
+            p.grad = None

@@ -1,0 +1,85 @@
+"""One run per output directory: a lock file that names its holder and dies with it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+from simpletuner.errors import ConfigError, DiskError
+from simpletuner.events import now
+
+
+def boot_id() -> str:
+    """Changes with every start of the machine; empty where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str:
+    """When the process started, in ticks since boot: tells it from a later one with the same number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+class Lock:
+    """Holds `output_dir/.lock` while open. The system drops the hold when the process ends, however it ends."""
+
+    def __init__(self, output_dir: Path):
+        self.path = output_dir / ".lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Lock:
+        """ConfigError names the holder if another run has the directory; a dead holder's lock is taken over."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise DiskError(
+                f"{self.path.parent}: {error.strerror}", fix="give an output_dir that can be written"
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _read(file)
+            file.close()
+            raise self._held(holder, "stop that run, or give another output_dir") from None
+        holder = _read(file)
+        here = {"host": socket.gethostname(), "boot_id": boot_id()}
+        if holder and all(holder.get(k) != v for k, v in here.items()):
+            # The hold of another machine on a shared disk may be invisible from here.
+            file.close()
+            raise self._held(holder, f"if it is gone, delete {self.path}")
+        file.seek(0)
+        file.truncate()
+        json.dump({"pid": os.getpid(), "start": process_start(os.getpid()), "since": now(), **here}, file)
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.close()
+            self._file = None
+
+    def _held(self, holder: dict[str, Any], fix: str) -> ConfigError:
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
+        return ConfigError(f"{self.path.parent} is in use by {who}", fix=fix)
+
+
+def _read(file: IO[str]) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        holder = json.loads(file.read() or "{}")
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
