@@ -52,7 +52,11 @@ def read_datasets(config: Config) -> tuple[Datasets | None, list[Problem]]:
         return None, []  # a rule has said so
     flavour = families()[model.model_family].flavours[model.model_flavour]
     return datasets.load(
-        data.data_backend_config, data, family=model.model_family, alignment=flavour.alignment, output_dir=config[Training].output_dir
+        data.data_backend_config,
+        data,
+        family=model.model_family,
+        alignment=flavour.alignment,
+        output_dir=config[Training].output_dir,
     )
 
 

@@ -38,9 +38,18 @@ GROUPS: tuple[type[Group], ...] = (
 )  # fmt: skip
 OPTIONS: dict[str, Option] = schema.options(GROUPS)
 FORMER = retired.FORMER | {former: key for key, option in OPTIONS.items() for former in option.former}
-PATHS = ("output_dir", "data_backend_config", "user_prompt_library", "cache_dir_text", "cache_dir_vae", "logging_dir", "cache_dir")
+PATHS = (
+    "output_dir",
+    "data_backend_config",
+    "user_prompt_library",
+    "cache_dir_text",
+    "cache_dir_vae",
+    "logging_dir",
+    "cache_dir",
+)
 SEARCHED = ("config.json", "config/config.json")
 ENV_PREFIX = "SIMPLETUNER_"
+LORA_RATE = 1e-4  # what a LoRA learns well at; LoKr and full training will have their own
 
 G = TypeVar("G", bound=Group)
 
@@ -88,13 +97,20 @@ def find(given: str | None, env: str | None, environ: Mapping[str, str]) -> tupl
         tried = [Path(given) / "config.json" if Path(given).is_dir() else Path(given)]
     elif name := env or environ.get("SIMPLETUNER_ENVIRONMENT") or environ.get("SIMPLETUNER_ENV") or _shell_env(environ):
         home = environ.get("SIMPLETUNER_CONFIG_DIR")
-        folders = [Path(name), Path("config") / name, Path.home() / "config" / name, *([Path(home) / name] if home else [])]
+        folders = [
+            Path(name),
+            Path("config") / name,
+            Path.home() / "config" / name,
+            *([Path(home) / name] if home else []),
+        ]
         if name == "default":
             folders.append(Path("config"))
         tried = [folder / "config.json" for folder in folders]
     elif path := environ.get("CONFIG_PATH"):
         candidate = Path(path)
-        tried = [candidate / "config.json" if candidate.is_dir() else candidate if candidate.suffix else Path(path + ".json")]
+        tried = [
+            candidate / "config.json" if candidate.is_dir() else candidate if candidate.suffix else Path(path + ".json")
+        ]
     for path in tried or [Path(p) for p in SEARCHED]:
         if path.is_file():
             return path, []
@@ -117,7 +133,9 @@ def _substitute(value: Any, environ: Mapping[str, str], where: str, problems: li
     if isinstance(value, str):
         for name in re.findall(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}", value):
             if name not in environ:
-                problems.append(Problem(f"the environment variable {name} is not set", where=where, fix=f"export {name}=..."))
+                problems.append(
+                    Problem(f"the environment variable {name} is not set", where=where, fix=f"export {name}=...")
+                )
             value = value.replace(f"{{env:{name}}}", environ.get(name, ""))
         return value
     if isinstance(value, list):
@@ -130,7 +148,9 @@ def _substitute(value: Any, environ: Mapping[str, str], where: str, problems: li
 def _file_layer(path: Path, problems: list[Problem]) -> tuple[dict[str, Raw], dict[str, str]]:
     """(values of the file, origins that a resolved configuration carries along)."""
     if path.suffix in (".toml", ".env"):
-        problems.append(Problem(f"{path.suffix} configurations are not yet read", where=str(path), fix="write config.json"))
+        problems.append(
+            Problem(f"{path.suffix} configurations are not yet read", where=str(path), fix="write config.json")
+        )
         return {}, {}
     document = reading.read(path)
     problems += document.problems
@@ -163,7 +183,9 @@ def _settle(layer: Mapping[str, Raw], problems: list[Problem]) -> dict[str, Raw]
             continue
         if written in FORMER and written not in retired.FORMER:
             key, value = FORMER[written], raw.value
-            notice: Problem | None = Problem(f"{written} is now called {key}", severity="notice", where=raw.origin, keys=(key,))
+            notice: Problem | None = Problem(
+                f"{written} is now called {key}", severity="notice", where=raw.origin, keys=(key,)
+            )
         else:
             key, value, notice = retired.rename(written, raw.value, raw.origin)
         if notice:
@@ -189,7 +211,11 @@ def _flavour_layer(raw: Mapping[str, Raw], problems: list[Problem]) -> dict[str,
         return {}  # the parser names it
     if flavour.later:
         problems.append(
-            Problem(f"model_flavour={wanted} is not yet available: {flavour.later}", keys=("model_flavour",), fix="use krea, dev or nano")
+            Problem(
+                f"model_flavour={wanted} is not yet available: {flavour.later}",
+                keys=("model_flavour",),
+                fix="use krea, dev or nano",
+            )
         )
     return {key: Raw(value, f"flavour {flavour.name}") for key, value in flavour.defaults.items() if key in OPTIONS}
 
@@ -215,7 +241,16 @@ def load(
     problems += found
     origins = {key: _relabel(key, r.origin, carried, command) for key, r in raw.items()}
     config = Config(groups, {k: o for k, o in origins.items() if o != "default"}, path, len(command), given)
-    return _absolute(config), problems
+    return _absolute(_filled(config)), problems
+
+
+def _filled(config: Config) -> Config:
+    """Defaults that depend on another option."""
+    groups = dict(config.groups)
+    optimizer = groups.get("Optimizer")
+    if isinstance(optimizer, Optimizer) and optimizer.learning_rate is None:
+        groups["Optimizer"] = optimizer.model_copy(update={"learning_rate": LORA_RATE})
+    return replace(config, groups=groups)
 
 
 def _relabel(key: str, origin: str, carried: Mapping[str, str], command: Mapping[str, Raw]) -> str:
@@ -247,10 +282,12 @@ def command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
         name, equals, value = word.partition("=")
         key = reading.canonical_key(name)
         if not word.startswith("--") and not equals:
-            problems.append(Problem(f'"{word}" is not an option', where="command line", fix="write key=value or --key value"))
+            problems.append(
+                Problem(f'"{word}" is not an option', where="command line", fix="write key=value or --key value")
+            )
         elif equals:
             values[key] = value
-        elif key.startswith("no_") and key not in OPTIONS and OPTIONS.get(key[3:], None) is not None:
+        elif key.startswith("no_") and key not in OPTIONS and OPTIONS.get(key[3:]) is not None:
             values[key[3:]] = False
         elif rest and not (rest[0].startswith("--") or "=" in rest[0] and rest[0].partition("=")[0] in OPTIONS):
             values[key] = rest.pop(0)

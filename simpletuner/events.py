@@ -16,9 +16,7 @@ from typing import Any
 
 # Fsynced before anyone is told: after a power cut the file still knows what was announced.
 DURABLE = frozenset(
-    "run.started run.resumed run.stage run.stopped run.finished run.failed dataset.report checkpoint.saved checkpoint.failed "
-    "checkpoint.deleted export.done export.failed validation.started validation.finished sample.saved evaluation.done "
-    "nonfinite.found memory.retry disk.low warning control.accepted control.refused".split()
+    ["run.started", "run.resumed", "run.stage", "run.stopped", "run.finished", "run.failed", "dataset.report", "checkpoint.saved", "checkpoint.failed", "checkpoint.deleted", "export.done", "export.failed", "validation.started", "validation.finished", "sample.saved", "evaluation.done", "nonfinite.found", "memory.retry", "disk.low", "warning", "control.accepted", "control.refused"]
 )
 MAX_LINE_BYTES = 64 * 1024
 

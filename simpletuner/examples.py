@@ -21,7 +21,12 @@ class Example:
 
 EXAMPLES = {
     "nano": Example(
-        "nano", _PACKAGE / "nano", "nano", "no GPU", "1-2 min", "teaches the bundled tiny Flux the style of 20 line icons"
+        "nano",
+        _PACKAGE / "nano",
+        "nano",
+        "no GPU",
+        "1-2 min",
+        "teaches the bundled tiny Flux the style of 20 line icons",
     )
 }
 

@@ -63,7 +63,10 @@ def first_screen(
         ),
         ("resume", f"{resumed.name}" if resumed else f"nothing to resume in {training.output_dir.name}"),
         ("device", _device(device)),
-        ("saves", f"every {config[Saving].checkpoint_step_interval} steps, keeps {config[Saving].checkpoints_total_limit or 'all'}{_images(config)}"),
+        (
+            "saves",
+            f"every {config[Saving].checkpoint_step_interval} steps, keeps {config[Saving].checkpoints_total_limit or 'all'}{_images(config)}",
+        ),
         ("output", str(training.output_dir)),
     ]
     head = f"SimpleTuner {__version__}   {training.output_dir.name}   {config.path or 'command line'}"
@@ -76,7 +79,9 @@ def _data_rows(library: Library) -> list[tuple[str, str]]:
         excluded = sum(shelf.scan.reasons().values())
         used, files = len(shelf.items), len(shelf.items) + excluded
         buckets = ", ".join(f"{bucket} ({len(items)})" for bucket, items in list(shelf.buckets().items())[:3])
-        rows.append(("data" if index == 0 else "", f"{shelf.id}: {used} of {files} images x {1 + shelf.repeats}   {buckets}"))
+        rows.append(
+            ("data" if index == 0 else "", f"{shelf.id}: {used} of {files} images x {1 + shelf.repeats}   {buckets}")
+        )
     return rows
 
 

@@ -17,13 +17,17 @@ from simpletuner.check import Checked, check
 from simpletuner.errors import Problem, SimpleTunerError, Stopped, raise_errors
 from simpletuner.events import EventLog
 from simpletuner.tracking.console import Console
+from simpletuner.tracking.logfile import LogFile
 from simpletuner.tracking.options import Logging
 from simpletuner.training.lock import Lock
-from simpletuner.training.options import Training
+from simpletuner.training.options import Saving, Training
+from simpletuner.validation.options import Validation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m simpletuner.recipe", description="Trains a resolved configuration.")
+    parser = argparse.ArgumentParser(
+        prog="python -m simpletuner.recipe", description="Trains a resolved configuration."
+    )
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--json", action="store_true", help="events on stdout, one JSON object per line")
     arguments = parser.parse_args()
@@ -45,13 +49,22 @@ def run(path: Path, *, json_events: bool = False) -> int:
 def _run_locked(checked: Checked, json_events: bool) -> int:
     output_dir = checked.config[Training].output_dir
     events = EventLog(output_dir)
-    console = Console(sys.stderr)
-    events.subscribe((lambda event: print(json.dumps(asdict(event), default=str), flush=True)) if json_events else console)
+    console = Console(sys.stderr, intervals=_intervals(checked))
+    events.subscribe(LogFile(checked.config[Logging].logging_dir or output_dir / "logs"))
+    events.subscribe(
+        (lambda event: print(json.dumps(asdict(event), default=str), flush=True)) if json_events else console
+    )
     started = time.monotonic()
     try:
         with _ended_by_signals():
             result, step = _train(checked, events)
-        events.emit("run.finished", step=step, result=result.name, seconds=round(time.monotonic() - started, 1), pending_uploads=0)
+        events.emit(
+            "run.finished",
+            step=step,
+            result=result.name,
+            seconds=round(time.monotonic() - started, 1),
+            pending_uploads=0,
+        )
         console.close()
         print(_ending(result, checked), file=sys.stderr)
         return 0
@@ -68,6 +81,14 @@ def _run_locked(checked: Checked, json_events: bool) -> int:
         problem = Problem(f"{type(error).__name__}: {error}", "bug", fix="please report it with the traceback file")
         _record(error, events, checked, [problem], 1)
         return 1
+
+
+def _intervals(checked: Checked) -> dict[str, int]:
+    """What the training line counts down to."""
+    intervals = {"checkpoint": checked.config[Saving].checkpoint_step_interval}
+    if not checked.config[Validation].validation_disable:
+        intervals["validation"] = checked.config[Validation].validation_step_interval
+    return intervals
 
 
 def _train(checked: Checked, events: EventLog) -> tuple[Path, int]:

@@ -35,10 +35,11 @@ class Document:
     value: Any = None
     problems: list[Problem] = field(default_factory=list)
     places: dict[tuple[str | int, ...], tuple[int, int]] = field(default_factory=dict)  # line, column, from 1
+    names: bool = False  # keys are people's own words: my-cat and my_cat are two
 
     def where(self, *path: str | int) -> str:
         """file:line:column of a key or list item; of the nearest known parent if it is not there."""
-        key = tuple(canonical_key(p) if isinstance(p, str) else p for p in path)
+        key = path if self.names else tuple(canonical_key(p) if isinstance(p, str) else p for p in path)
         while key and key not in self.places:
             key = key[:-1]
         line, column = self.places.get(key, (1, 1))
@@ -55,8 +56,8 @@ class _SyntaxError(Exception):
 
 
 class _Reader:
-    def __init__(self, text: str, document: Document):
-        self.text, self.document, self.index = text, document, 0
+    def __init__(self, text: str, document: Document, names: bool):
+        self.text, self.document, self.index, self.names = text, document, 0, names
         self.lines = [0] + [m.end() for m in re.finditer("\n", text)]
 
     def place(self, index: int) -> tuple[int, int]:
@@ -161,7 +162,7 @@ class _Reader:
                 raise _SyntaxError(f"expected a key in double quotes or '}}', found {self.peek()!r}", self.index)
             start = self.index
             key = self.string()
-            name = canonical_key(key)
+            name = key if self.names else canonical_key(key)
             inner = (*path, name)
             first = self.document.places.get(inner)
             self.document.places[inner] = self.place(start)
@@ -208,13 +209,13 @@ class _Reader:
             self.expect(",", context)
 
 
-def parse_text(text: str, name: str) -> Document:
-    """A Document from text that is already in memory; `name` is shown in messages."""
-    document = Document(name)
+def parse_text(text: str, name: str, names: bool = False) -> Document:
+    """A Document from text that is already in memory; `name` is shown in messages. `names`: keys are people's own words, not options."""
+    document = Document(name, names=names)
     if text.startswith("\ufeff"):
         document.problems.append(Problem("byte-order mark", severity="warning", where=f"{name}:1:1"))
         text = text[1:]
-    reader = _Reader(text, document)
+    reader = _Reader(text, document, names)
     try:
         document.value = reader.value(())
         if reader.peek():
@@ -231,7 +232,7 @@ def parse_text(text: str, name: str) -> Document:
     return document
 
 
-def read(path: Path) -> Document:
+def read(path: Path, names: bool = False) -> Document:
     """The document at `path`. A file that is missing or not UTF-8 is an error among its problems, never an exception."""
     name = str(path)
     try:
@@ -239,7 +240,7 @@ def read(path: Path) -> Document:
     except OSError as error:
         return Document(name, problems=[Problem(f"cannot be read: {error.strerror}", where=name)])
     try:
-        return parse_text(data.decode("utf-8"), name)
+        return parse_text(data.decode("utf-8"), name, names)
     except UnicodeDecodeError as error:
         return Document(
             name, problems=[Problem(f"not UTF-8 (byte {error.start})", where=name, fix="save the file as UTF-8")]

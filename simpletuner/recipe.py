@@ -105,10 +105,7 @@ class Run:
             return done
         texts = self.encode_texts(library)
         latents = self.encode_images(library)
-        loader = Loader(
-            library, latents, texts, options=self.config[Data], seed=self.seed, progress=self.progress,
-            last_epoch=self.config[Training].num_train_epochs or None,
-        )  # fmt: skip
+        loader = Loader(library, latents, texts, options=self.config[Data], seed=self.seed, progress=self.progress)
         try:
             return self.train_on(library, loader, texts, resumed)
         finally:
@@ -128,13 +125,14 @@ class Run:
         samples_per_step = self.config[Training].train_batch_size * self.config[Training].gradient_accumulation_steps
         parameters = adapter.parameters()
         optimizer = optimizers.build(
-            settings.model_copy(update={"learning_rate": schedules.peak(settings, samples_per_step)}), parameters, self.seed
+            settings.model_copy(update={"learning_rate": schedules.peak(settings, samples_per_step)}),
+            parameters,
+            self.seed,
         )
         total_steps = self.total_steps(library)
         checkpoints = self.checkpoints(library, adapter, optimizer, list(parameters))
         validation = self.validation(denoiser, adapter, texts)
         trainer = self.trainer(denoiser, adapter, optimizer, loader, checkpoints, validation, total_steps)
-        checkpoints.prepare()
         if resumed:
             trainer.load_state(checkpoints.restore(resumed))
             self.events.emit("run.resumed", **{"from": resumed.name}, step=self.progress.step, drift=[])
@@ -169,7 +167,9 @@ class Run:
         if self.prompts:
             first = next((item.sample.captions[0] for shelf in library.shelves for item in shelf.items), None)
             instance = check.instance_prompt(self.config, self.datasets)
-            self.prompts, _ = prompt_library.load(self.config[Validation], instance_prompt=instance, first_caption=first)
+            self.prompts, _ = prompt_library.load(
+                self.config[Validation], instance_prompt=instance, first_caption=first
+            )
         for shelf in library.shelves:
             if shelf.dataset.entry.is_regularisation_data:
                 raise ConfigError(
@@ -216,17 +216,23 @@ class Run:
     def find_checkpoint(self, library: Library) -> Path | None:
         """The checkpoint to go on from, after its configuration was compared with the present one."""
         finder = Checkpoints(self.output_dir, self.config[Saving], self.events, Contents({}, {}))
+        finder.prepare()
         folder = finder.find(self.config[Training].resume_from_checkpoint)
         if folder is None:
             return None
         for shelf in library.shelves:
             shelf.hash()
         stored = json.loads((folder / "config.resolved.json").read_text("utf-8"))
-        stored["datasets"] = {d["id"]: d["fingerprint"] for d in json.loads((folder / "datasets.json").read_text("utf-8"))}
+        stored["datasets"] = {
+            d["id"]: d["fingerprint"] for d in json.loads((folder / "datasets.json").read_text("utf-8"))
+        }
         present = self.config.values() | {"datasets": {d["id"]: d["fingerprint"] for d in library.describe()}}
         training = self.config[Training]
         found = drift.compare(
-            stored, present, allow_config_drift=training.allow_config_drift, i_know_what_i_am_doing=training.i_know_what_i_am_doing
+            stored,
+            present,
+            allow_config_drift=training.allow_config_drift,
+            i_know_what_i_am_doing=training.i_know_what_i_am_doing,
         )
         raise_errors(found)
         self.tell(found)
@@ -241,7 +247,9 @@ class Run:
         if step < self.total_steps(library) or _sha256(result) != _sha256(resumed / RESULT):
             return None
         self.progress.step = step
-        self.events.warn("complete", f"this run is complete at step {step}", "raise max_train_steps, or use another output_dir")
+        self.events.warn(
+            "complete", f"this run is complete at step {step}", "raise max_train_steps, or use another output_dir"
+        )
         return result
 
     def total_steps(self, library: Library) -> int:
@@ -251,7 +259,9 @@ class Run:
         per_epoch = plan.batches_per_epoch(library)
         return math.ceil(per_epoch * training.num_train_epochs / training.gradient_accumulation_steps)
 
-    def checkpoints(self, library: Library, adapter: Lora, optimizer: torch.optim.Optimizer, names: list[str]) -> Checkpoints:
+    def checkpoints(
+        self, library: Library, adapter: Lora, optimizer: torch.optim.Optimizer, names: list[str]
+    ) -> Checkpoints:
         datasets = library.describe()
         config_hash = hashlib.sha256(json.dumps(self.config.values(), sort_keys=True).encode()).hexdigest()
 
@@ -265,14 +275,14 @@ class Run:
         contents = Contents(
             writers={
                 "state/adapter.safetensors": lambda path: save_file(adapter.state(), path),
-                "state/optimizer-0.safetensors": optimizer_state,
+                "state/optimizer.json": optimizer_state,
                 RESULT: lambda path: _export(adapter, path.parent, self.facts(library, config_hash)),
                 "config.resolved.json": self.config.write,
                 "datasets.json": lambda path: _write_json(path, datasets),
             },
             readers={
                 "state/adapter.safetensors": lambda path: adapter.load_state(load_file(path)),
-                "state/optimizer-0.safetensors": restore_optimizer,
+                "state/optimizer.json": restore_optimizer,
             },
             facts={
                 "model_family": self.record.name, "model_flavour": self.flavour.name, "model_type": "lora", "world_size": 1,
@@ -320,7 +330,9 @@ class Run:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, result)
-        self.events.emit("export.done", path=result.name, format=self.config[Adapter].lora_format, checks=["keys", "values", "scale"])
+        self.events.emit(
+            "export.done", path=result.name, format=self.config[Adapter].lora_format, checks=["keys", "values", "scale"]
+        )
         return result
 
     # ---- training and watching
@@ -337,6 +349,7 @@ class Run:
             checkpoints=checkpoints, validation=validation, events=self.events,
             metrics=MetricsFile(self.output_dir, self.events.run, self.events.attempt), progress=self.progress,
             options=self.config[Training], precision=self.precision, stop=self.stop, seed=self.seed, total_steps=total_steps,
+            total_epochs=self.config[Training].num_train_epochs,
             max_grad_norm=settings.max_grad_norm, grad_clip_method=settings.grad_clip_method,
             gradient_precision=settings.gradient_precision, cache_clear_interval=self.config[Memory].accelerator_cache_clear_interval,
             control=Control(self.output_dir, self.events), relief=RELIEF,
@@ -379,7 +392,9 @@ class Run:
             self.events.emit("log", problem.severity, message=problem.message, fix=problem.fix)
 
     def show_first_screen(self, library: Library, adapter: Lora, total_steps: int, resumed: Path | None) -> None:
-        text = plan.first_screen(self.config, self.flavour, library, adapter.parameters(), total_steps, resumed, self.device)
+        text = plan.first_screen(
+            self.config, self.flavour, library, adapter.parameters(), total_steps, resumed, self.device
+        )
         self.events.emit("log", "info", message=text)
 
 

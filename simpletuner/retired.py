@@ -45,56 +45,51 @@ KEPT = "the dataset index and the content-addressed caches keep themselves up to
 DECIDED = "the program decides it"
 NO_EFFECT = {
     **dict.fromkeys(
-        "snr_gamma snr_weight use_soft_min_snr soft_min_snr_sigma_data rescale_betas_zero_snr timestep_bias_* "
-        "disable_segmented_timestep_sampling training_scheduler_timestep_spacing inference_scheduler_timestep_spacing "
-        "validation_guidance_rescale validation_noise_scheduler".split(),
+        ["snr_gamma", "snr_weight", "use_soft_min_snr", "soft_min_snr_sigma_data", "rescale_betas_zero_snr", "timestep_bias_*", "disable_segmented_timestep_sampling", "training_scheduler_timestep_spacing", "inference_scheduler_timestep_spacing", "validation_guidance_rescale", "validation_noise_scheduler"],
         FLOW,
     ),
     **dict.fromkeys(
-        "compress_disk_cache checkpointing_use_tempdir push_to_hub_background fully_unload_text_encoder set_grads_to_none "
-        "fsdp_cpu_ram_efficient_loading".split(),
+        ["compress_disk_cache", "checkpointing_use_tempdir", "push_to_hub_background", "fully_unload_text_encoder", "set_grads_to_none", "fsdp_cpu_ram_efficient_loading"],
         ALWAYS,
     ),
     "delete_invalid_checkpoints": "broken checkpoints are set aside, never deleted at once",
     **dict.fromkeys(
-        "disable_bucket_pruning ignore_missing_files hash_filenames preserve_data_backend_cache override_dataset_config "
-        "aspect_bucket_disable_rebuild text_embed_full_cache".split(),
+        ["disable_bucket_pruning", "ignore_missing_files", "hash_filenames", "preserve_data_backend_cache", "override_dataset_config", "aspect_bucket_disable_rebuild", "text_embed_full_cache"],
         KEPT,
     ),
     **dict.fromkeys(
-        "aspect_bucket_alignment aspect_bucket_worker_count enable_multiprocessing fsdp_limit_all_gathers fsdp_state_dict_type "
-        "fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap ema_foreach_disable".split(),
+        ["aspect_bucket_alignment", "aspect_bucket_worker_count", "enable_multiprocessing", "fsdp_limit_all_gathers", "fsdp_state_dict_type", "fsdp_auto_wrap_policy", "fsdp_transformer_layer_cls_to_wrap", "ema_foreach_disable"],
         DECIDED,
     ),
     "validation_torch_compile": "it follows dynamo_backend",
     "scheduled_sampling_order": "the solver has a fixed order",
     **dict.fromkeys(
-        "aspect_ratio_bucketing aspect_ratio_bucket_min aspect_ratio_bucket_max".split(),
+        ["aspect_ratio_bucketing", "aspect_ratio_bucket_min", "aspect_ratio_bucket_max"],
         "sizes belong into the dataset file",
     ),
     "repeats": "it belongs into the dataset file",
-    **dict.fromkeys("ez_model_type seed_for_each_device merge_environment_config".split(), "it never had an effect"),
+    **dict.fromkeys(["ez_model_type", "seed_for_each_device", "merge_environment_config"], "it never had an effect"),
 }
 
 # pattern -> what to do instead. Values that switch the feature off are accepted with a notice.
 NOT_OFFERED = {
     **dict.fromkeys(
-        "controlnet control controlnet_* ramtorch_controlnet".split(),
+        ["controlnet", "control", "controlnet_*", "ramtorch_controlnet"],
         "ControlNet is not trained here; for edits use the kontext flavour with paired images",
     ),
     **dict.fromkeys(
-        "train_text_encoder text_encoder_lr text_encoder_limit save_text_encoder freeze_encoder_*".split(),
+        ["train_text_encoder", "text_encoder_lr", "text_encoder_limit", "save_text_encoder", "freeze_encoder_*"],
         "Flux text encoders stay frozen; embeddings are cached once",
     ),
     **dict.fromkeys(
-        "text_encoder_3_precision text_encoder_4_precision custom_text_encoder_intermediary_layers".split(),
+        ["text_encoder_3_precision", "text_encoder_4_precision", "custom_text_encoder_intermediary_layers"],
         "Flux has two text encoders",
     ),
     "layer_freeze_strategy": "choose layers with flux_lora_target",
     "peft_lora_mode": "use flux_lora_module_type",
     "singlora_ramp_up_steps": "use flux_lora_module_type",
     "slider_lora_target": "choose layers with flux_lora_target",
-    **dict.fromkeys("init_lora_step init_lora_ema".split(), "to continue a run use resume_from_checkpoint"),
+    **dict.fromkeys(["init_lora_step", "init_lora_ema"], "to continue a run use resume_from_checkpoint"),
     "ramtorch": "use blocks_to_swap or enable_group_offload",
     "ramtorch_*": "use blocks_to_swap or enable_group_offload",
     "musubi_block_swap_device": "swapped blocks live in RAM",
@@ -103,42 +98,39 @@ NOT_OFFERED = {
     "sdnq_*": "use int8-compute, fp8-compute or a quanto kind",
     "quantize_activations": "use base_model_precision=fp8-compute",
     "sla_config": "use attention_mechanism",
-    **dict.fromkeys("deepspeed_config offload_param_path".split(), "use fsdp_enable; adapters need neither"),
+    **dict.fromkeys(["deepspeed_config", "offload_param_path"], "use fsdp_enable; adapters need neither"),
     **dict.fromkeys(
-        "context_parallel_* fsdp_activation_checkpointing".split(),
+        ["context_parallel_*", "fsdp_activation_checkpointing"],
         "Flux sequences fit one GPU; use gradient_checkpointing",
     ),
     "fuse_optimizer": "covered by optimizer_release_gradients",
     **dict.fromkeys(
-        "distillation_method distillation_config twinflow_* xm_* nextlat_* internal_guidance_* validation_internal_guidance_scale "
-        "layersync_*".split(),
+        ["distillation_method", "distillation_config", "twinflow_*", "xm_*", "nextlat_*", "internal_guidance_*", "validation_internal_guidance_scale", "layersync_*"],
         "not part of fine-tuning here",
     ),
-    **dict.fromkeys("crepa_* irepa_* urepa_*".split(), "representation alignment is not available"),
+    **dict.fromkeys(["crepa_*", "irepa_*", "urepa_*"], "representation alignment is not available"),
     **dict.fromkeys(
-        "mixflow_gamma diffusion_blocks_config diff2flow_*".split(),
+        ["mixflow_gamma", "diffusion_blocks_config", "diff2flow_*"],
         "only mixflow_enabled is offered; else use the flow_* options",
     ),
     **dict.fromkeys(
-        "delete_unwanted_images delete_problematic_images".split(),
+        ["delete_unwanted_images", "delete_problematic_images"],
         "your files are never deleted; unused images are listed with their reason",
     ),
     **dict.fromkeys(
-        "refiner_training* unet_attention_slice pretrained_unet_* pretrained_gemma_* qwen_text_encoder_* data_aesthetic_score "
-        "validation_guidance_skip_*".split(),
+        ["refiner_training*", "unet_attention_slice", "pretrained_unet_*", "pretrained_gemma_*", "qwen_text_encoder_*", "data_aesthetic_score", "validation_guidance_skip_*"],
         "for other model families",
     ),
     **dict.fromkeys(
-        "framerate validation_num_video_frames audio_* vae_enable_temporal_roll vae_enable_patch_conv max_grounding_entities "
-        "pretrained_grounding_*".split(),
+        ["framerate", "validation_num_video_frames", "audio_*", "vae_enable_temporal_roll", "vae_enable_patch_conv", "max_grounding_entities", "pretrained_grounding_*"],
         "images only",
     ),
-    **dict.fromkeys("enable_nsfw_check nsfw_* delete_nsfw_images".split(), "filter the folder beforehand"),
+    **dict.fromkeys(["enable_nsfw_check", "nsfw_*", "delete_nsfw_images"], "filter the folder beforehand"),
     "trust_remote_code": "code from model repositories is never run",
     "delete_model_after_load": "downloads are never deleted; use the hub's own cache tool",
     "enable_watermark": "validation images are not marked",
     **dict.fromkeys(
-        "validation_method validation_external_*".split(), "use post_checkpoint_script with simpletuner generate"
+        ["validation_method", "validation_external_*"], "use post_checkpoint_script with simpletuner generate"
     ),
     "custom_tracker": "use a webhook, or read metrics.jsonl in the run folder",
     "publishing_config": "use post_checkpoint_script to copy files elsewhere",

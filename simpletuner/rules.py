@@ -55,9 +55,17 @@ def sizes_in_order(config: Config) -> Problem | None:
     data = config[Data]
     low, high, target = data.minimum_image_size, data.maximum_image_size, data.target_downsample_size
     if low and high and low > high:
-        return error(f"minimum_image_size {low:g} is above maximum_image_size {high:g}: no image could pass", "minimum_image_size", "maximum_image_size")
+        return error(
+            f"minimum_image_size {low:g} is above maximum_image_size {high:g}: no image could pass",
+            "minimum_image_size",
+            "maximum_image_size",
+        )
     if high and target and target > high:
-        return error(f"target_downsample_size {target:g} is above maximum_image_size {high:g}: images would grow", "target_downsample_size", "maximum_image_size")
+        return error(
+            f"target_downsample_size {target:g} is above maximum_image_size {high:g}: images would grow",
+            "target_downsample_size",
+            "maximum_image_size",
+        )
     return None
 
 
@@ -66,23 +74,39 @@ def resolution_has_its_unit(config: Config) -> Problem | None:
     flavour = families()[config[Model].model_family].flavours[config[Model].model_flavour]
     smallest = 4 * flavour.alignment
     if data.resolution_type == "area" and data.resolution > MOST_MEGAPIXELS:
-        return error(f"resolution {data.resolution:g} with resolution_type area means megapixels", "resolution", "resolution_type", fix='did you mean "resolution_type": "pixel_area"?')
+        return error(
+            f"resolution {data.resolution:g} with resolution_type area means megapixels",
+            "resolution",
+            "resolution_type",
+            fix='did you mean "resolution_type": "pixel_area"?',
+        )
     if data.resolution_type != "area" and data.resolution < smallest:
-        return error(f"resolution {data.resolution:g} is below {smallest} pixels", "resolution", "resolution_type", fix='did you mean "resolution_type": "area" (megapixels)?')
+        return error(
+            f"resolution {data.resolution:g} is below {smallest} pixels",
+            "resolution",
+            "resolution_type",
+            fix='did you mean "resolution_type": "area" (megapixels)?',
+        )
     return None
 
 
 def dataset_file_is_there(config: Config) -> Problem | None:
     path = config[Data].data_backend_config
     if not path.is_file():
-        return error(f"no dataset file at {path}", "data_backend_config", fix="write one: config/multidatabackend.json.example is a start")
+        return error(
+            f"no dataset file at {path}",
+            "data_backend_config",
+            fix="write one: config/multidatabackend.json.example is a start",
+        )
     return None
 
 
 def base_matches_computation(config: Config) -> Problem | None:
     memory, speed = config[Memory], config[Speed]
     if memory.base_model_precision == "fp16" and speed.mixed_precision == "bf16":
-        return notice("the base is kept in fp16 while the computation is in bf16", "base_model_precision", "mixed_precision")
+        return notice(
+            "the base is kept in fp16 while the computation is in bf16", "base_model_precision", "mixed_precision"
+        )
     return None
 
 
@@ -93,41 +117,68 @@ def one_time_mode(config: Config) -> Iterator[Problem]:
 def unshifted_modes(config: Config) -> Problem | None:
     chosen = config[Objective]
     mode = objective.modes(chosen)
-    if mode and mode[0] in ("flow_custom_timesteps", "flux_fast_schedule") and {"flow_schedule_shift", "flow_schedule_auto_shift"} & config.given:
-        return notice(f"{mode[0]} is not shifted: the shift has no effect", mode[0], "flow_schedule_shift", "flow_schedule_auto_shift")
+    if (
+        mode
+        and mode[0] in ("flow_custom_timesteps", "flux_fast_schedule")
+        and {"flow_schedule_shift", "flow_schedule_auto_shift"} & config.given
+    ):
+        return notice(
+            f"{mode[0]} is not shifted: the shift has no effect",
+            mode[0],
+            "flow_schedule_shift",
+            "flow_schedule_auto_shift",
+        )
     return None
 
 
 def guidance_range(config: Config) -> Problem | None:
     flux = config[FluxOptions]
     if flux.flux_guidance_mode == "random-range" and flux.flux_guidance_min > flux.flux_guidance_max:
-        return error(f"flux_guidance_min {flux.flux_guidance_min:g} is above flux_guidance_max {flux.flux_guidance_max:g}", "flux_guidance_min", "flux_guidance_max", fix="swap them")
+        return error(
+            f"flux_guidance_min {flux.flux_guidance_min:g} is above flux_guidance_max {flux.flux_guidance_max:g}",
+            "flux_guidance_min",
+            "flux_guidance_max",
+            fix="swap them",
+        )
     return None
 
 
 def negative_prompt_is_used(config: Config) -> Problem | None:
     validation = config[Validation]
     if validation.validation_negative_prompt and (validation.validation_guidance_real or 1.0) <= 1.0:
-        return notice("the negative prompt is not used without real guidance above 1", "validation_negative_prompt", "validation_guidance_real")
+        return notice(
+            "the negative prompt is not used without real guidance above 1",
+            "validation_negative_prompt",
+            "validation_guidance_real",
+        )
     return None
 
 
 def validation_sizes(config: Config) -> Iterator[Problem]:
     if not config[Validation].validation_disable:
-        yield from sizes.parse(config[Validation].validation_resolution, where=config.origin("validation_resolution"))[1]
+        yield from sizes.parse(config[Validation].validation_resolution, where=config.origin("validation_resolution"))[
+            1
+        ]
 
 
 def rate_falls(config: Config) -> Problem | None:
     optimizer = config[Optimizer]
     if optimizer.lr_scheduler in FALLING and optimizer.learning_rate and optimizer.lr_end >= optimizer.learning_rate:
-        return error(f"lr_end {optimizer.lr_end:g} is not below learning_rate {optimizer.learning_rate:g}: the rate would not fall", "lr_end", "learning_rate", "lr_scheduler")
+        return error(
+            f"lr_end {optimizer.lr_end:g} is not below learning_rate {optimizer.learning_rate:g}: the rate would not fall",
+            "lr_end",
+            "learning_rate",
+            "lr_scheduler",
+        )
     return None
 
 
 def warmup_ends(config: Config) -> Problem | None:
     steps, warmup = config[Training].max_train_steps, config[Optimizer].lr_warmup_steps
     if steps and warmup > steps:
-        return error(f"lr_warmup_steps {warmup} is longer than the run of {steps} steps", "lr_warmup_steps", "max_train_steps")
+        return error(
+            f"lr_warmup_steps {warmup} is longer than the run of {steps} steps", "lr_warmup_steps", "max_train_steps"
+        )
     return None
 
 
@@ -135,12 +186,21 @@ def bf16_optimizer(config: Config) -> Problem | None:
     optimizer, speed, memory = config[Optimizer].optimizer, config[Speed].mixed_precision, config[Memory]
     fp32_base = memory.base_model_precision == "fp32" or memory.base_model_default_dtype == "fp32"
     if optimizer in BF16_ONLY and (speed != "bf16" or fp32_base):
-        return error(f"{optimizer} trains bf16 weights, and mixed_precision is {speed}", "optimizer", "mixed_precision", fix="optimizer=torch-adamw")
+        return error(
+            f"{optimizer} trains bf16 weights, and mixed_precision is {speed}",
+            "optimizer",
+            "mixed_precision",
+            fix="optimizer=torch-adamw",
+        )
     return None
 
 
 def prompts_are_used(config: Config) -> Problem | None:
-    if "validation_prompt" in config.given and "user_prompt_library" in config.given and config[Validation].validation_disable:
+    if (
+        "validation_prompt" in config.given
+        and "user_prompt_library" in config.given
+        and config[Validation].validation_disable
+    ):
         return notice("prompts are set, but validation_disable is on", "validation_disable", "validation_prompt")
     return None
 
@@ -150,7 +210,12 @@ def conditions_hold(config: Config) -> Iterator[Problem]:
     values = config.values()
     for key in sorted(config.given):
         option = OPTIONS.get(key)
-        if option and option.when and values[key] != option.default and values[option.when.key] not in option.when.values:
+        if (
+            option
+            and option.when
+            and values[key] != option.default
+            and values[option.when.key] not in option.when.values
+        ):
             yield notice(f"{key} has no effect unless {option.when}", key, option.when.key)
 
 

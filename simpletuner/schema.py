@@ -43,7 +43,12 @@ __all__ = [
     "parse",
 ]
 
-EMPTY_IS_A_VALUE = {"validation_negative_prompt", "skip_file_discovery", "dynamo_mode"}
+EMPTY_IS_A_VALUE = {
+    "validation_negative_prompt",
+    "skip_file_discovery",
+    "dynamo_mode",
+    "pretrained_transformer_subfolder",
+}
 NONE_IS_A_VALUE = {"report_to", "resume_from_checkpoint", "pretrained_transformer_subfolder", "evaluation_type"}
 
 
@@ -288,6 +293,8 @@ def _to_list(value: Any) -> list[Any]:
 
 
 def _to_object(value: Any, want: type = dict) -> Any:
+    if isinstance(value, str) and want is dict and "=" in value and value.strip()[:1] not in "[{":
+        return value  # k=v,k=v: its reader takes it apart
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip()[:1] in "[{" else json.loads(Path(value).read_text("utf-8"))

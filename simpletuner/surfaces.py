@@ -11,8 +11,25 @@ from typing import Any
 
 from simpletuner.schema import Option
 
-WORDS = {"int": "whole number", "float": "number", "bool": "true or false", "text": "text", "path": "path", "list": "list", "object": "object"}
-JSON_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "text": "string", "path": "string", "choice": "string", "list": "array", "object": "object"}
+WORDS = {
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "text": "text",
+    "path": "path",
+    "list": "list",
+    "object": "object",
+}
+JSON_TYPES = {
+    "bool": "boolean",
+    "int": "integer",
+    "float": "number",
+    "text": "string",
+    "path": "string",
+    "choice": "string",
+    "list": "array",
+    "object": "object",
+}
 
 
 def shown(value: Any) -> str:
@@ -43,7 +60,9 @@ def kind(option: Option) -> str:
     return WORDS[option.kind] + (f" {option.bounds}" if option.bounds else "")
 
 
-def help_text(options: Iterable[Option], everything: bool, defaults: Mapping[str, Any] | None = None, width: int | None = None) -> str:
+def help_text(
+    options: Iterable[Option], everything: bool, defaults: Mapping[str, Any] | None = None, width: int | None = None
+) -> str:
     """The option panels of `train --help`; expert options only if `everything`. `defaults`: those of a flavour."""
     width = max(40, min(120, width or shutil.get_terminal_size().columns))
     lines: list[str] = []
@@ -55,7 +74,13 @@ def help_text(options: Iterable[Option], everything: bool, defaults: Mapping[str
         for option in chosen:
             default = shown((defaults or {}).get(option.key, option.default))
             unit = f" {option.unit}" if option.unit else ""
-            lines += textwrap.wrap(f"{option.flag} {kind(option)}{unit} [default: {default}]", width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+            lines += textwrap.wrap(
+                f"{option.flag} {kind(option)}{unit} [default: {default}]",
+                width,
+                initial_indent="  ",
+                subsequent_indent="      ",
+                break_on_hyphens=False,
+            )
             lines += textwrap.wrap(option.help, width, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
@@ -74,7 +99,12 @@ def long_help(option: Option) -> str:
 
 def markdown(options: Iterable[Option]) -> str:
     """docs/options.md."""
-    lines = ["# Options", "", "Generated from the program (`python -m simpletuner.surfaces`); a test compares. ★ is shown by every help, ◦ only by `--help-all`.", ""]
+    lines = [
+        "# Options",
+        "",
+        "Generated from the program (`python -m simpletuner.surfaces`); a test compares. ★ is shown by every help, ◦ only by `--help-all`.",
+        "",
+    ]
     for title, members in by_group(options).items():
         lines += [f"## {title}", "", "| Name | Values | Default | Meaning |", "|---|---|---|---|"]
         for option in members:
@@ -96,7 +126,11 @@ def json_schema(options: Iterable[Option]) -> dict[str, Any]:
             entry["enum"] = [name for name, _ in option.choices]
         else:
             # Values may also be written as texts, as in files of the original.
-            entry["type"] = [JSON_TYPES[option.kind], *([] if JSON_TYPES[option.kind] == "string" else ["string"]), "null"]
+            entry["type"] = [
+                JSON_TYPES[option.kind],
+                *([] if JSON_TYPES[option.kind] == "string" else ["string"]),
+                "null",
+            ]
         if option.low is not None:
             entry["exclusiveMinimum" if option.low_open else "minimum"] = option.low
         if option.high is not None:
@@ -104,7 +138,12 @@ def json_schema(options: Iterable[Option]) -> dict[str, Any]:
         entry["default"] = str(option.default) if isinstance(option.default, Path) else option.default
         properties[option.key] = entry
         properties[option.flag] = {"$ref": f"#/properties/{option.key}"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "SimpleTuner configuration", "type": "object", "properties": properties}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "SimpleTuner configuration",
+        "type": "object",
+        "properties": properties,
+    }
 
 
 def ledger(options: Iterable[Option]) -> str:
@@ -117,4 +156,6 @@ def write_all(root: Path, options: list[Option]) -> None:
     (root / "docs").mkdir(exist_ok=True)
     (root / "docs/options.md").write_text(markdown(options), "utf-8")
     (root / "tests/options.txt").write_text(ledger(options), "utf-8")
-    (root / "simpletuner/config.schema.json").write_text(json.dumps(json_schema(options), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (root / "simpletuner/config.schema.json").write_text(
+        json.dumps(json_schema(options), indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )

@@ -53,7 +53,9 @@ class Commands(click.Group):
         formatter.write("\nsimpletuner help lora_rank explains any option\n")
 
 
-@click.group(cls=Commands, help=HELP, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, help=HELP, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, "--version", message="%(version)s")
 @click.pass_context
 def program(ctx: click.Context) -> None:

@@ -28,7 +28,12 @@ def shared(function: Any) -> Any:
     """The options that every command with a configuration has."""
     for decorator in reversed(
         [
-            click.option("--config", "config_path", metavar="PATH", help="Configuration file, or a folder that holds config.json."),
+            click.option(
+                "--config",
+                "config_path",
+                metavar="PATH",
+                help="Configuration file, or a folder that holds config.json.",
+            ),
             click.option("--env", metavar="NAME", help="Environment: the folder config/NAME."),
             click.option("-e", "--example", metavar="NAME", help="A packaged example."),
             click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout."),
@@ -55,8 +60,14 @@ def find(config_path: str | None, env: str | None, example: str | None, words: S
     if path is None and not overrides:
         return _example(EXAMPLES["nano"], overrides, True)
     if path is None and "data_backend_config" not in overrides:
-        fix = "cp config/config.json.example config/config.json" if Path("config/config.json.example").exists() else "give --config PATH"
-        raise ConfigError("no configuration found to apply these options to", where="tried " + ", ".join(config.SEARCHED), fix=fix)
+        fix = (
+            "cp config/config.json.example config/config.json"
+            if Path("config/config.json.example").exists()
+            else "give --config PATH"
+        )
+        raise ConfigError(
+            "no configuration found to apply these options to", where="tried " + ", ".join(config.SEARCHED), fix=fix
+        )
     return Given(path, overrides)
 
 

@@ -53,9 +53,24 @@ def _show_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 """,
 )
 @click.option("--resume", metavar="latest|none|NAME|PATH", help="Which checkpoint to go on from; latest by default.")
-@click.option("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_show_all, help="This text with all expert options.")
+@click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_all,
+    help="This text with all expert options.",
+)
 @sources.shared
-def command(config_path: str | None, env: str | None, example: str | None, as_json: bool, debug: bool, words: tuple[str, ...], resume: str | None) -> None:
+def command(
+    config_path: str | None,
+    env: str | None,
+    example: str | None,
+    as_json: bool,
+    debug: bool,
+    words: tuple[str, ...],
+    resume: str | None,
+) -> None:
     given = sources.find(config_path, env, example, words)
     overrides = given.overrides | ({"resume_from_checkpoint": resume} if resume else {})
     if given.by_default:

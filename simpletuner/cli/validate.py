@@ -13,11 +13,26 @@ from simpletuner.config import OPTIONS
 from simpletuner.surfaces import shown
 
 
-@click.command("validate", context_settings={"ignore_unknown_options": True}, help="Checks a configuration with its datasets and prompts, and reports every mistake at once.")
-@click.option("--show", "show", is_flag=True, help="Print key, value and origin of everything that differs from the defaults.")
+@click.command(
+    "validate",
+    context_settings={"ignore_unknown_options": True},
+    help="Checks a configuration with its datasets and prompts, and reports every mistake at once.",
+)
+@click.option(
+    "--show", "show", is_flag=True, help="Print key, value and origin of everything that differs from the defaults."
+)
 @click.option("--show-all", is_flag=True, help="Print all options.")
 @sources.shared
-def command(config_path: str | None, env: str | None, example: str | None, as_json: bool, debug: bool, words: tuple[str, ...], show: bool, show_all: bool) -> None:
+def command(
+    config_path: str | None,
+    env: str | None,
+    example: str | None,
+    as_json: bool,
+    debug: bool,
+    words: tuple[str, ...],
+    show: bool,
+    show_all: bool,
+) -> None:
     given = sources.find(config_path, env, example, words)
     checked = check(given.path, given.overrides)
     code = problems.exit_code(checked.problems)
@@ -35,7 +50,9 @@ def command(config_path: str | None, env: str | None, example: str | None, as_js
         print(problems.summary(checked.problems, code), file=sys.stderr)
     else:
         datasets = checked.datasets.images if checked.datasets else ()
-        click.echo(f"ok: {given.path or 'command line'}, {len(datasets)} image dataset{'s' * (len(datasets) != 1)}, {len(checked.prompts)} validation prompts")
+        click.echo(
+            f"ok: {given.path or 'command line'}, {len(datasets)} image dataset{'s' * (len(datasets) != 1)}, {len(checked.prompts)} validation prompts"
+        )
     sys.exit(code)
 
 

@@ -10,7 +10,17 @@ import click
 
 from simpletuner import __version__
 
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+)
 
 
 @click.command("version", help="The program's version; with --json also those of Python and the packages it stands on.")
@@ -19,6 +29,10 @@ def command(as_json: bool) -> None:
     if not as_json:
         click.echo(__version__)
         return
-    installed = {d.metadata["Name"].lower().replace("-", "_"): d.version for d in metadata.distributions() if d.metadata["Name"]}
+    installed = {
+        d.metadata["Name"].lower().replace("-", "_"): d.version for d in metadata.distributions() if d.metadata["Name"]
+    }
     packages = {name: installed.get(name) for name in PACKAGES}
-    click.echo(json.dumps({"simpletuner": __version__, "python": platform.python_version(), "packages": packages}, indent=2))
+    click.echo(
+        json.dumps({"simpletuner": __version__, "python": platform.python_version(), "packages": packages}, indent=2)
+    )

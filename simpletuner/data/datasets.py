@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpletuner import reading, schema
+from simpletuner import examples, reading, schema
 from simpletuner.data.geometry import Shape, edge
 from simpletuner.data.options import (
     KEY_ALIASES,
@@ -263,7 +263,7 @@ def _image_set(
         item.say(f"crop_aspect {entry.crop_aspect} needs crop_aspect_buckets", "crop_aspect", fix=fix)
     names = {**names, "id": entry.id}
     cache = str(entry.cache_dir_vae or "{output_dir}/cache/vae/{family}/{id}")
-    root = Path(entry.instance_data_dir)
+    root = Path(examples.resolve(str(entry.instance_data_dir)))
     if root.exists() and not root.is_dir():
         item.say(
             f"instance_data_dir: {root} is a file", "instance_data_dir", fix="name the folder that holds the images"

@@ -79,6 +79,8 @@ class Account:
             grad_norm=norm if math.isfinite(norm) else None,
             seconds=round(window.seconds, 4),
             eta_seconds=round(seconds * (self.total_steps - after.step), 1),
+            total_steps=self.total_steps,
+            vram_peak_bytes=values.get("vram_peak_bytes"),
         )
         self.events.step = now
 

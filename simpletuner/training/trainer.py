@@ -39,8 +39,8 @@ class Loader(Protocol):
 
 
 class Validation(Protocol):
-    def due(self, progress: Progress, *, last: bool) -> bool: ...
-    def run(self, step: int) -> None: ...
+    def due(self, progress: Progress, last: bool = False, epoch_done: bool = False) -> bool: ...
+    def run(self, step: int, last: bool = False) -> None: ...
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Trainer:
                 self._between_steps(epochs)
         self.checkpoints.save(self.progress.step, "final", self.state(), is_final=True)
         if self.validation and self.validation.due(self.progress, last=True):
-            self.validation.run(self.progress.step)
+            self.validation.run(self.progress.step, last=True)
 
     def _take(self) -> Window:
         """The batches of one update; fewer at the end of the last epoch."""
@@ -226,7 +226,8 @@ class Trainer:
         reason = self.checkpoints.due(step, epochs_before, self._epochs_done())
         reason = reason or ("control" if "checkpoint" in commands else None)
         validation = self.validation
-        if validation and not (validation.due(self.progress, last=False) or "validate" in commands):
+        epoch_done = self._epochs_done() > epochs_before
+        if validation and not (validation.due(self.progress, epoch_done=epoch_done) or "validate" in commands):
             validation = None
         if (reason or validation or self.stop.requested) and not self._settle():
             return

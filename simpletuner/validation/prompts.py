@@ -105,7 +105,7 @@ def _rows(path: Path) -> tuple[list[Row], list[Problem]]:
         return [
             Row(f"line_{i:03d}", entry, lambda *_, where=where: where) for i, (entry, where) in enumerate(entries, 1)
         ], problems
-    document = reading.read(path)
+    document = reading.read(path, names=True)
     if document.failed and document.value is None:
         return [], document.problems
     if not isinstance(document.value, (dict, list)):
