@@ -1,9 +1,9 @@
-"""Trains a rank-16 LoRA on a Flux of the true size through `simpletuner train`, and reports seconds per step and peak memory.
+"""Trains a LoRA on a Flux of the true size through `simpletuner train`; reports seconds per step and peak memory.
 
     python benchmarks/full_size.py --work /fast/disk --out benchmarks/results
 
-Weights are random (19 + 38 blocks, 11.9 G parameters, written as sharded safetensors); VAE and text encoders are small
-random ones that give latents and embeddings of the true shapes. The product's own loader, caches and trainer do the rest.
+Weights are random (19 + 38 blocks, 11.9 G parameters, sharded safetensors); VAE and text encoders are small random
+ones that give latents and embeddings of the true shapes. The product's own loader, caches and trainer do the rest.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def write_transformer(folder: Path, device: str) -> None:
         file = f"diffusion_pytorch_model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file)
         index |= dict.fromkeys(shard, file)
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
 
 
 def write_small_parts(folder: Path) -> None:
@@ -78,15 +80,26 @@ def write_small_parts(folder: Path) -> None:
     shutil.copyfile(nano / "model_index.json", folder / "model_index.json")
     torch.manual_seed(0)
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16,
-        block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_num_groups=8, scaling_factor=0.3611, shift_factor=0.1159,
-        use_quant_conv=False, use_post_quant_conv=False,
-    ).save_pretrained(folder / "vae")  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=16,
+        block_out_channels=(16, 16, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).save_pretrained(folder / "vae")
     CLIPTextModel(
-        CLIPTextConfig(vocab_size=1500, hidden_size=768, intermediate_size=768, num_hidden_layers=1, num_attention_heads=12)
+        CLIPTextConfig(
+            vocab_size=1500, hidden_size=768, intermediate_size=768, num_hidden_layers=1, num_attention_heads=12
+        )
     ).save_pretrained(folder / "text_encoder")
     T5EncoderModel(
-        T5Config(vocab_size=1500, d_model=4096, d_kv=64, d_ff=1024, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu")
+        T5Config(
+            vocab_size=1500, d_model=4096, d_kv=64, d_ff=1024, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+        )
     ).save_pretrained(folder / "text_encoder_2")
 
 
@@ -100,11 +113,19 @@ def write_job(work: Path, options: argparse.Namespace) -> Path:
     datasets = [{"id": "random", "type": "local", "instance_data_dir": str(pictures), "resolution": options.size}]
     (work / "multidatabackend.json").write_text(json.dumps(datasets))
     config = {
-        "model_flavour": "dev", "pretrained_model_name_or_path": str(work / "model"), "output_dir": str(work / "out"),
-        "data_backend_config": str(work / "multidatabackend.json"), "resolution": options.size, "lora_rank": 16,
-        "flux_lora_target": options.target, "max_train_steps": options.steps, "mixed_precision": "bf16",
-        "gradient_checkpointing": not options.no_checkpointing, "validation_disable": True, "checkpoint_step_interval": 10_000,
-    }  # fmt: skip
+        "model_flavour": "dev",
+        "pretrained_model_name_or_path": str(work / "model"),
+        "output_dir": str(work / "out"),
+        "data_backend_config": str(work / "multidatabackend.json"),
+        "resolution": options.size,
+        "lora_rank": 16,
+        "flux_lora_target": options.target,
+        "max_train_steps": options.steps,
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": not options.no_checkpointing,
+        "validation_disable": True,
+        "checkpoint_step_interval": 10_000,
+    }
     path = work / "config.json"
     path.write_text(json.dumps(config))
     return path

@@ -400,7 +400,7 @@ def flow_loss(pipe: FluxPipeline, latents: Tensor, positions: Tensor, clip_ids: 
 
 
 def plain_attention() -> None:
-    """Unfused attention: at 48 tokens it costs nothing, and a fused kernel read out of bounds here (torch 2.11, H100)."""
+    """Unfused attention: costs nothing at 48 tokens, and cuDNN's backward reads out of bounds (torch 2.11, H100)."""
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,9 +1,9 @@
-"""Everything that can be known about a run without torch, network or pixels: configuration, rules, datasets, prompts."""
+"""What can be known about a run without torch, network or pixels: configuration, rules, datasets, prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from simpletuner.data.options import Data
 from simpletuner.errors import Problem, has_errors
 from simpletuner.models import families
 from simpletuner.models.options import Model
+from simpletuner.training import seed
 from simpletuner.training.options import Training
 from simpletuner.types import Prompt
 from simpletuner.validation import prompts
@@ -71,3 +72,15 @@ def instance_prompt(config: Config, found: Datasets | None) -> str | None:
     """The run's trigger phrase: the global one, else that of the first dataset that has one."""
     own = [entry.entry.instance_prompt for entry in found.images] if found else []
     return config[Data].instance_prompt or next((text for text in own if text), None)
+
+
+def with_seed(checked: Checked) -> Checked:
+    """The same with a seed drawn and shown if it is to be drawn; a run that goes on keeps the one it began with."""
+    training = checked.config.groups.get(Training.__name__)
+    if checked.failed or not isinstance(training, Training) or training.seed >= 0:
+        return checked
+    drawn = seed.settle(training.output_dir, fresh=training.resume_from_checkpoint.strip().lower() in ("none", "never"))
+    groups = {**checked.config.groups, Training.__name__: training.model_copy(update={"seed": drawn})}
+    told = Problem(f"seed=-1: this run has the seed {drawn}", severity="notice", keys=("seed",))
+    config = replace(checked.config, groups=groups, origins={**checked.config.origins, "seed": "drawn"})
+    return replace(checked, config=config, problems=[*checked.problems, told])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from simpletuner.memory.options import Memory
 from simpletuner.models import families
 from simpletuner.models.options import Model, ModelMemory
 from simpletuner.optim.options import Optimizer
+from simpletuner.registry import nearest
 from simpletuner.schema import Group, Option, Raw
 from simpletuner.tracking.options import Logging
 from simpletuner.training.options import Saving, Speed, Training
@@ -47,8 +49,15 @@ PATHS = (
     "logging_dir",
     "cache_dir",
 )
-SEARCHED = ("config.json", "config/config.json")
+NAMES = ("config.json", "config.toml", "config.env")  # the first that is there; so far only the first kind is read
+SEARCHED = (*NAMES, *(f"config/{name}" for name in NAMES))
+OTHER_BACKENDS = {"toml", "env", "cmd"}
+SETTINGS = {  # variables of the program itself, SIMPLETUNER_<NAME>, that are no options of a run
+    "env", "environment", "config_dir", "config_backend", "state_dir", "web_ui_config", "log_level", "debug", "job_id",
+    "host", "port", "process_group_timeout_seconds",
+}  # fmt: skip
 ENV_PREFIX = "SIMPLETUNER_"
+EXTRA_ARGS = "TRAINER_EXTRA_ARGS"
 LORA_RATE = 1e-4  # what a LoRA learns well at; LoKr and full training will have their own
 
 G = TypeVar("G", bound=Group)
@@ -93,39 +102,57 @@ def _plain(value: Any) -> Any:
 def find(given: str | None, env: str | None, environ: Mapping[str, str]) -> tuple[Path | None, list[Problem]]:
     """The configuration file to use (config.md section 2), or None if nothing was asked for and nothing lies here."""
     tried: list[Path] = []
+    problems = _backend(environ)
     if given:
-        tried = [Path(given) / "config.json" if Path(given).is_dir() else Path(given)]
-    elif name := env or environ.get("SIMPLETUNER_ENVIRONMENT") or environ.get("SIMPLETUNER_ENV") or _shell_env(environ):
-        home = environ.get("SIMPLETUNER_CONFIG_DIR")
-        folders = [
-            Path(name),
-            Path("config") / name,
-            Path.home() / "config" / name,
-            *([Path(home) / name] if home else []),
-        ]
-        if name == "default":
-            folders.append(Path("config"))
-        tried = [folder / "config.json" for folder in folders]
-    elif path := environ.get("CONFIG_PATH"):
-        candidate = Path(path)
-        tried = [
-            candidate / "config.json" if candidate.is_dir() else candidate if candidate.suffix else Path(path + ".json")
-        ]
+        tried = _in(Path(given)) if Path(given).is_dir() else [Path(given)]
+    elif name := env or _named(environ, problems):
+        homes = [Path(), Path("config"), Path.home() / "config"]
+        homes += [Path(environ["SIMPLETUNER_CONFIG_DIR"])] if environ.get("SIMPLETUNER_CONFIG_DIR") else []
+        tried = [file for home in homes for file in _in(home / name)]
+        tried += _in(Path("config")) if name == "default" else []
+        tried += _in(examples.EXAMPLES[name].folder) if name in examples.EXAMPLES else []
+    elif place := environ.get("CONFIG_PATH"):
+        tried = _in(Path(place)) if Path(place).is_dir() else [Path(place if Path(place).suffix else place + ".json")]
     for path in tried or [Path(p) for p in SEARCHED]:
         if path.is_file():
-            return path, []
-    if not tried:
-        return None, []
-    fix = "simpletuner configure"
+            others = [str(p) for p in _in(path.parent) if p != path and p.is_file() and path.name == "config.json"]
+            problems += [Problem(f"{path} is used, and not {o}", severity="notice", where=o) for o in others]
+            return path, problems
+    if tried:
+        where = "tried " + ", ".join(str(p) for p in tried)
+        problems.append(Problem("no configuration found", where=where, fix=first_step()))
+    return None, problems
+
+
+def _in(folder: Path) -> list[Path]:
+    return [folder / name for name in NAMES]
+
+
+def first_step() -> str:
+    """What to do where there is no configuration."""
     if Path("config/config.json.example").exists():
-        fix = "cp config/config.json.example config/config.json"
-    return None, [Problem("no configuration found", where="tried " + ", ".join(str(p) for p in tried), fix=fix)]
+        return "cp config/config.json.example config/config.json"
+    return "give --config PATH, or start from an example: simpletuner examples copy nano"
 
 
-def _shell_env(environ: Mapping[str, str]) -> str | None:
-    """ENV names an environment, unless a shell put a start-up file there."""
+def _backend(environ: Mapping[str, str]) -> list[Problem]:
+    """An error if another kind of configuration is asked for than the one that is read: no other is used instead."""
+    name = next((n for n in ("SIMPLETUNER_CONFIG_BACKEND", "CONFIG_BACKEND", "CONFIG_TYPE") if environ.get(n)), "")
+    if environ.get(name, "").lower() not in OTHER_BACKENDS:
+        return []
+    message = f"{name}={environ[name]} is not yet available in this version"
+    return [Problem(message, where=f"env {name}", fix=f"unset {name}, and write config.json")]
+
+
+def _named(environ: Mapping[str, str], problems: list[Problem]) -> str | None:
+    """The environment that variables name. ENV may also hold a shell's start-up file, which is none."""
+    if name := environ.get("SIMPLETUNER_ENVIRONMENT") or environ.get("SIMPLETUNER_ENV"):
+        return name
     name = environ.get("ENV")
-    return None if not name or "/" in name or Path(name).is_file() else name
+    if name and ("/" in name or Path(name).is_file()):
+        problems.append(Problem(f"ENV={name} is a file, not an environment", severity="notice", where="env ENV"))
+        return None
+    return name or None
 
 
 def _substitute(value: Any, environ: Mapping[str, str], where: str, problems: list[Problem]) -> Any:
@@ -166,10 +193,31 @@ def _file_layer(path: Path, problems: list[Problem]) -> tuple[dict[str, Raw], di
     return layer, carried if isinstance(carried, dict) else {}
 
 
-def _env_layer(environ: Mapping[str, str]) -> dict[str, Raw]:
+def _env_layer(environ: Mapping[str, str], problems: list[Problem]) -> dict[str, Raw]:
+    """SIMPLETUNER_<OPTION> for any option, and over them TRAINER_EXTRA_ARGS, written as on the command line."""
     known = set(OPTIONS) | set(FORMER) | set(retired.NOT_YET)
-    keys = {name: name[len(ENV_PREFIX) :].lower() for name in environ if name.startswith(ENV_PREFIX)}
-    return {key: Raw(environ[name], f"env {name}") for name, key in keys.items() if key in known}
+    layer: dict[str, Raw] = {}
+    for name in environ:
+        key = name[len(ENV_PREFIX) :].lower() if name.startswith(ENV_PREFIX) else ""
+        if key in known:
+            layer[key] = Raw(environ[name], f"env {name}")
+        elif key not in SETTINGS and (near := nearest(key, known, limit=1)):
+            fix = f"did you mean {ENV_PREFIX}{near[0].upper()}?"
+            problems.append(Problem(f"{name} names no option", severity="warning", where=f"env {name}", fix=fix))
+    return layer | _extra_args(environ.get(EXTRA_ARGS, ""), problems)
+
+
+def _extra_args(text: str, problems: list[Problem]) -> dict[str, Raw]:
+    """Split like a shell line; a backslash joins lines, and a line that starts with # is a comment."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    try:
+        words = shlex.split("\n".join(lines).replace("\\\n", " "))
+    except ValueError as error:
+        problems.append(Problem(f"{EXTRA_ARGS}: {error}", where=f"env {EXTRA_ARGS}", fix="close the quotes"))
+        return {}
+    values, found = command_line(words, f"env {EXTRA_ARGS}")
+    problems += found
+    return {key: Raw(value, f"env {EXTRA_ARGS}") for key, value in values.items()}
 
 
 def _settle(layer: Mapping[str, Raw], problems: list[Problem]) -> dict[str, Raw]:
@@ -193,6 +241,10 @@ def _settle(layer: Mapping[str, Raw], problems: list[Problem]) -> dict[str, Raw]
         if key in OPTIONS:
             if later := retired.value_to_come(key, value, raw.origin):
                 problems.append(later)
+            elif key in settled and str(settled[key].value) != str(value):
+                where = f"{settled[key].origin} and {raw.origin}"
+                message = f"{key} is given twice with different values, once as {written}"
+                problems.append(Problem(message, where=where, fix="keep one", keys=(key,)))
             else:
                 settled[key] = Raw(value, raw.origin)
             continue
@@ -210,13 +262,10 @@ def _flavour_layer(raw: Mapping[str, Raw], problems: list[Problem]) -> dict[str,
     if flavour is None:
         return {}  # the parser names it
     if flavour.later:
-        problems.append(
-            Problem(
-                f"model_flavour={wanted} is not yet available: {flavour.later}",
-                keys=("model_flavour",),
-                fix="use krea, dev or nano",
-            )
-        )
+        usable = ", ".join(name for name, other in family.flavours.items() if not other.later)
+        message = f"model_flavour={wanted} is not yet available: {flavour.later}"
+        where = raw["model_flavour"].origin if "model_flavour" in raw else ""
+        problems.append(Problem(message, where=where, keys=("model_flavour",), fix=f"use one of {usable}"))
     return {key: Raw(value, f"flavour {flavour.name}") for key, value in flavour.defaults.items() if key in OPTIONS}
 
 
@@ -232,14 +281,14 @@ def load(
     in_file, carried = _file_layer(path, problems) if path else ({}, {})
     command = {reading.canonical_key(k): Raw(v, "command line") for k, v in overrides.items()}
     merged: dict[str, Raw] = {}
-    for layer in (in_file, _env_layer(environ), command):
+    for layer in (in_file, _env_layer(environ, problems), command):
         merged |= _settle(layer, problems)
     merged = {k: Raw(_substitute(r.value, environ, r.origin, problems), r.origin) for k, r in merged.items()}
-    given = frozenset(key for key in merged if carried.get(key, "") != "default")
     raw = _flavour_layer(merged, problems) | merged
     groups, found = schema.parse(GROUPS, raw)
     problems += found
     origins = {key: _relabel(key, r.origin, carried, command) for key, r in raw.items()}
+    given = frozenset(key for key, o in origins.items() if o != "default" and not o.startswith("flavour "))
     config = Config(groups, {k: o for k, o in origins.items() if o != "default"}, path, len(command), given)
     return _absolute(_filled(config)), problems
 
@@ -272,7 +321,7 @@ def _absolute(config: Config) -> Config:
     return replace(config, groups=groups)
 
 
-def command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
+def command_line(words: Sequence[str], where: str = "command line") -> tuple[dict[str, Any], list[Problem]]:
     """Options from words: key=value, --key value, --key=value, --flag, --no-flag. Text only; `load` converts."""
     values: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -282,17 +331,24 @@ def command_line(words: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:
         name, equals, value = word.partition("=")
         key = reading.canonical_key(name)
         if not word.startswith("--") and not equals:
-            problems.append(
-                Problem(f'"{word}" is not an option', where="command line", fix="write key=value or --key value")
-            )
+            problems.append(Problem(f'"{word}" is not an option', where=where, fix="write key=value or --key value"))
         elif equals:
             values[key] = value
         elif key.startswith("no_") and key not in OPTIONS and OPTIONS.get(key[3:]) is not None:
             values[key[3:]] = False
-        elif rest and not (rest[0].startswith("--") or "=" in rest[0] and rest[0].partition("=")[0] in OPTIONS):
+        elif rest and _is_value(rest[0], OPTIONS.get(FORMER.get(key, key))):
             values[key] = rest.pop(0)
         elif key in OPTIONS and OPTIONS[key].kind != "bool":
-            problems.append(Problem(f"{word} needs a value", where="command line", keys=(key,), fix=OPTIONS[key].help))
+            problems.append(Problem(f"{word} needs a value", where=where, keys=(key,), fix=OPTIONS[key].help))
         else:
             values[key] = True
     return values, problems
+
+
+def _is_value(word: str, option: Option | None) -> bool:
+    """Whether the word behind --key belongs to it, and is not an option of its own."""
+    if word.startswith("--"):
+        return False
+    if option is not None and option.kind == "bool":
+        return word.strip().lower() in schema.TRUE | schema.FALSE
+    return reading.canonical_key(word.partition("=")[0]) not in OPTIONS or "=" not in word

@@ -10,7 +10,8 @@
     ├── RemoteError       8   a required remote service is down
     └── Stopped     130/143   a signal, after the checkpoint was saved
 
-An exception carries `Problem` records, so several mistakes travel together. Commands print them and exit with the lowest code.
+An exception carries `Problem` records, so several mistakes travel together. Commands print them and exit with the
+lowest code.
 """
 
 from __future__ import annotations

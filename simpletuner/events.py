@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 # Fsynced before anyone is told: after a power cut the file still knows what was announced.
-DURABLE = frozenset(
-    ["run.started", "run.resumed", "run.stage", "run.stopped", "run.finished", "run.failed", "dataset.report", "checkpoint.saved", "checkpoint.failed", "checkpoint.deleted", "export.done", "export.failed", "validation.started", "validation.finished", "sample.saved", "evaluation.done", "nonfinite.found", "memory.retry", "disk.low", "warning", "control.accepted", "control.refused"]
-)
+DURABLE = frozenset({
+    "run.started", "run.resumed", "run.stage", "run.stopped", "run.finished", "run.failed", "dataset.report",
+    "checkpoint.saved", "checkpoint.failed", "checkpoint.deleted", "export.done", "export.failed",
+    "validation.started", "validation.finished", "sample.saved", "evaluation.done", "nonfinite.found",
+    "memory.retry", "disk.low", "warning", "control.accepted", "control.refused",
+})  # fmt: skip
 MAX_LINE_BYTES = 64 * 1024
 
 
@@ -70,7 +73,7 @@ def append_line(path: Path, record: dict[str, Any], durable: bool = False) -> No
 
 
 class EventLog:
-    """The one account of a run. `emit` writes, then tells the subscribers; a subscriber's failure never reaches the run."""
+    """The one account of a run. `emit` writes, then tells the subscribers; their failures never reach the run."""
 
     def __init__(self, output_dir: Path | None, rank: int = 0):
         self.path = output_dir / "events.jsonl" if output_dir and rank == 0 else None
@@ -88,8 +91,8 @@ class EventLog:
     def emit(self, type: str, severity: str = "info", **data: Any) -> Event:
         self.seq += 1
         event = Event(
-            f"{self.run}/{self.attempt}/{self.seq}", self.run, self.attempt, self.seq, type, now(), severity, self.step, self.rank,
-            os.environ.get("SIMPLETUNER_JOB_ID"), data,
+            f"{self.run}/{self.attempt}/{self.seq}", self.run, self.attempt, self.seq, type, now(), severity,
+            self.step, self.rank, os.environ.get("SIMPLETUNER_JOB_ID"), data,
         )  # fmt: skip
         if self.path:
             record = asdict(event)

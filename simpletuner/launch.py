@@ -19,7 +19,7 @@ def command(config: Path, *, json_events: bool = False) -> list[str]:
 
 
 def run(argv: Sequence[str], stop_timeout: float) -> int:
-    """The trainer's exit code. SIGINT and SIGTERM are passed on; after `stop_timeout` seconds, or at a second one, it is killed."""
+    """The exit code. SIGINT and SIGTERM are passed on; it is killed `stop_timeout` seconds later or at a third."""
     # A process group of its own: the terminal's Ctrl-C reaches the trainer once, through us, and not twice.
     child = subprocess.Popen(list(argv), start_new_session=True)
     asked: list[int] = []

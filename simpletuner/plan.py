@@ -34,14 +34,15 @@ def checkpoint_bytes(parameters: Mapping[str, Any]) -> int:
 
 
 def first_screen(
-    config: Config, flavour: Flavour, library: Library, parameters: Mapping[str, Any], total_steps: int, resumed: Path | None,
-    device: torch.device,
+    config: Config, flavour: Flavour, library: Library, parameters: Mapping[str, Any], total_steps: int,
+    resumed: Path | None, device: torch.device,
 ) -> str:  # fmt: skip
     """At most 24 lines of 80 columns: what will be trained, on what, how long, and what is kept."""
     training, adapter, optimizer = config[Training], config[Adapter], config[Optimizer]
     numel = sum(p.numel() for p in parameters.values())
+    saving, kept = config[Saving], config[Saving].checkpoints_total_limit or "all"
     megabytes = sum(p.numel() * p.element_size() for p in parameters.values()) / 1e6
-    base = config[Memory].base_model_precision
+    base: str = config[Memory].base_model_precision
     base = config[Speed].mixed_precision if base == "no_change" else base
     per_epoch = batches_per_epoch(library)
     updates = per_epoch / training.gradient_accumulation_steps
@@ -58,15 +59,13 @@ def first_screen(
         ("length", f"{total_steps} steps = {total_steps / updates:.2f} epochs, batch {batch}, seed {training.seed}"),
         (
             "rate",
-            f"{optimizer.learning_rate:g} {optimizer.lr_scheduler} ({optimizer.lr_warmup_steps}), {optimizer.optimizer}, "
-            f"clip {optimizer.max_grad_norm:g} ({optimizer.grad_clip_method}), {_shift(config[Objective])}",
+            f"{optimizer.learning_rate:g} {optimizer.lr_scheduler} ({optimizer.lr_warmup_steps}), "
+            f"{optimizer.optimizer}, clip {optimizer.max_grad_norm:g} ({optimizer.grad_clip_method}), "
+            f"{_shift(config[Objective])}",
         ),
         ("resume", f"{resumed.name}" if resumed else f"nothing to resume in {training.output_dir.name}"),
         ("device", _device(device)),
-        (
-            "saves",
-            f"every {config[Saving].checkpoint_step_interval} steps, keeps {config[Saving].checkpoints_total_limit or 'all'}{_images(config)}",
-        ),
+        ("saves", f"every {saving.checkpoint_step_interval} steps, keeps {kept}{_images(config)}"),
         ("output", str(training.output_dir)),
     ]
     head = f"SimpleTuner {__version__}   {training.output_dir.name}   {config.path or 'command line'}"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from simpletuner.check import Checked, check
+from simpletuner.check import Checked, check, with_seed
+from simpletuner.config import ENV_PREFIX, EXTRA_ARGS
 from simpletuner.errors import Problem, SimpleTunerError, Stopped, raise_errors
 from simpletuner.events import EventLog
 from simpletuner.tracking.console import Console
@@ -36,17 +38,23 @@ def main() -> None:
 
 def run(path: Path, *, json_events: bool = False) -> int:
     """Trains the configuration at `path`; returns the exit code."""
+    # What the environment says is in the resolved file already, under what the command line said.
+    environ = {k: v for k, v in os.environ.items() if k != EXTRA_ARGS and not k.startswith(ENV_PREFIX)}
     try:
-        checked = check(path, {})
-        raise_errors(checked.problems)
-        with Lock(checked.config[Training].output_dir):
-            return _run_locked(checked, json_events)
+        with _ended_by_signals():
+            checked = with_seed(check(path, {}, environ))
+            raise_errors(checked.problems)
+            with Lock(checked.config[Training].output_dir) as lock:
+                return _run_locked(checked, json_events, lock)
+    except _Ended as ended:
+        print(ended, file=sys.stderr)
+        return ended.exit_code
     except SimpleTunerError as error:
         _print(error.problems, error.exit_code)
         return error.exit_code
 
 
-def _run_locked(checked: Checked, json_events: bool) -> int:
+def _run_locked(checked: Checked, json_events: bool, lock: Lock) -> int:
     output_dir = checked.config[Training].output_dir
     events = EventLog(output_dir)
     console = Console(sys.stderr, intervals=_intervals(checked))
@@ -54,10 +62,11 @@ def _run_locked(checked: Checked, json_events: bool) -> int:
     events.subscribe(
         (lambda event: print(json.dumps(asdict(event), default=str), flush=True)) if json_events else console
     )
+    if lock.taken_over:
+        events.warn("lock_taken_over", lock.taken_over)
     started = time.monotonic()
     try:
-        with _ended_by_signals():
-            result, step = _train(checked, events)
+        result, step = _train(checked, events)
         events.emit(
             "run.finished",
             step=step,
@@ -68,6 +77,10 @@ def _run_locked(checked: Checked, json_events: bool) -> int:
         console.close()
         print(_ending(result, checked), file=sys.stderr)
         return 0
+    except _Ended as ended:
+        console.close()
+        events.emit("run.stopped", reason=ended.name, checkpoint="", exit_code=ended.exit_code, step=events.step)
+        raise
     except Stopped as stop:
         console.close()
         print(stop.problems[0].message, file=sys.stderr)
@@ -102,12 +115,20 @@ def _train(checked: Checked, events: EventLog) -> tuple[Path, int]:
     return run.train(), run.progress.step
 
 
+class _Ended(BaseException):
+    """A signal while preparing. No library that expects an Exception may take it for its own."""
+
+    def __init__(self, number: int):
+        self.name, self.exit_code = signal.Signals(number).name, 128 + number
+        super().__init__(f"stopped by {self.name} while preparing; what is cached stays")
+
+
 @contextmanager
-def _ended_by_signals() -> Any:
+def _ended_by_signals() -> Iterator[None]:
     """While preparing, a signal ends the run where it is: caches are whole item by item, so nothing is lost."""
 
     def end(number: int, frame: object) -> None:
-        raise Stopped(f"stopped by {signal.Signals(number).name} while preparing; what is cached stays", 128 + number)
+        raise _Ended(number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -124,7 +145,7 @@ def _record(error: BaseException, events: EventLog, checked: Checked, problems: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(traceback.format_exception(error)), "utf-8")
-        first = problems[0]
+        first = next(problem for problem in problems if problem.severity == "error")
         events.emit("run.failed", "error", exit_code=exit_code, kind=first.area, message=first.message, fix=first.fix)
     except OSError:
         traceback.print_exception(error)  # a full disk must not hide the reason

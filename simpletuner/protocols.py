@@ -44,7 +44,7 @@ class Objective(Protocol):
 
 
 class ModelFamily(Protocol):
-    """Everything that training needs to know about an architecture. Large parts are loaded one at a time and passed in."""
+    """What training needs to know about an architecture. Large parts are loaded one at a time and passed in."""
 
     objective: Objective
     alignment: int  # image edges are multiples of it, in pixels

@@ -1,4 +1,4 @@
-"""Read JSON that people wrote: comments, trailing commas and a byte-order mark are accepted with a warning; every key keeps its place.
+"""Read JSON that people wrote: every key keeps its place. Comments and trailing commas are accepted with a warning.
 
 document = read(Path("config.json"))
 document.value            plain Python, or None if it could not be read
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simpletuner.errors import Problem
+from simpletuner.errors import Problem, Severity
 
 WORD = re.compile(r"[^\s,\[\]{}:\"/#]+")
 STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
@@ -29,7 +29,7 @@ def canonical_key(key: str) -> str:
 
 @dataclass
 class Document:
-    """What was read, with the place of every key. Paths are tuples of keys (as written or canonical) and list indexes."""
+    """What was read, with the place of every key. A path is a tuple of keys (written or canonical) and list indexes."""
 
     name: str
     value: Any = None
@@ -179,7 +179,8 @@ class _Reader:
     def _twice(self, key: str, equal: bool, index: int, first: tuple[int, int] | None) -> None:
         line, column = self.place(index)
         also = f" (first at {first[0]}:{first[1]})" if first else ""
-        severity, end = ("notice", "with equal values") if equal else ("error", "with different values")
+        severity: Severity = "notice" if equal else "error"
+        end = "with equal values" if equal else "with different values"
         self.document.problems.append(
             Problem(
                 f'"{key}" is given twice {end}{also}',
@@ -210,7 +211,7 @@ class _Reader:
 
 
 def parse_text(text: str, name: str, names: bool = False) -> Document:
-    """A Document from text that is already in memory; `name` is shown in messages. `names`: keys are people's own words, not options."""
+    """A Document from text in memory; `name` is for messages. `names`: keys are people's own words, not options."""
     document = Document(name, names=names)
     if text.startswith("\ufeff"):
         document.problems.append(Problem("byte-order mark", severity="warning", where=f"{name}:1:1"))
@@ -233,7 +234,7 @@ def parse_text(text: str, name: str, names: bool = False) -> Document:
 
 
 def read(path: Path, names: bool = False) -> Document:
-    """The document at `path`. A file that is missing or not UTF-8 is an error among its problems, never an exception."""
+    """The document at `path`. A file that is missing or not UTF-8 is among its problems, never an exception."""
     name = str(path)
     try:
         data = path.read_bytes()

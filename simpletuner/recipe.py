@@ -7,6 +7,11 @@ One large thing is in memory at a time: text encoders, then the VAE, then the tr
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first of all, so that mistakes and signals are met before torch has loaded
+    from simpletuner.process import main
+
+    main()
+
 import hashlib
 import json
 import math
@@ -137,9 +142,10 @@ class Run:
             trainer.load_state(checkpoints.restore(resumed))
             self.events.emit("run.resumed", **{"from": resumed.name}, step=self.progress.step, drift=[])
         self.show_first_screen(library, adapter, total_steps, resumed)
-        if validation:
-            validation.start(self.progress.step)
-        trainer.train()
+        with self.stop:  # from here on a signal lets the step end, and saves
+            if validation:
+                validation.start(self.progress.step)
+            trainer.train()
         return self.publish(self.output_dir / f"checkpoint-{self.progress.step}")
 
     def load_family(self) -> Any:
@@ -408,9 +414,3 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-if __name__ == "__main__":
-    from simpletuner.process import main
-
-    main()

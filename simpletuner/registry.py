@@ -10,10 +10,12 @@ from typing import Any
 
 from simpletuner.errors import ConfigError
 
+ALIKE, MUCH_LESS_ALIKE = 0.6, 0.1  # of difflib's ratio, which is 1 for equal words
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One choice: where its code lives ("module:attribute"), one line of help, default arguments, and the extra that brings its package."""
+    """One choice: where its code lives ("module:attribute"), its help, its default arguments, the extra it needs."""
 
     target: str
     help: str
@@ -35,7 +37,9 @@ class Entry:
 
 def nearest(word: str, known: Iterable[str], limit: int = 3) -> list[str]:
     """Known words that `word` was probably meant to be, best first."""
-    return difflib.get_close_matches(word, list(known), n=limit, cutoff=0.6)
+    found = difflib.get_close_matches(word, list(known), n=limit, cutoff=ALIKE)
+    best = difflib.SequenceMatcher(None, found[0], word).ratio() if found else 1.0
+    return [other for other in found if difflib.SequenceMatcher(None, other, word).ratio() > best - MUCH_LESS_ALIKE]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ A rule gets the whole configuration and says nothing, or what is wrong. All rule
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from simpletuner.config import OPTIONS, Config
 from simpletuner.data.options import Data
@@ -22,6 +23,7 @@ from simpletuner.validation import sizes
 from simpletuner.validation.options import Validation
 
 BF16_ONLY = {"adamw_bf16"}
+FP16_BASE = ("base_model_precision", "fp16")  # frozen weights in fp16 do not touch the optimizer
 MOST_MEGAPIXELS = 20
 
 
@@ -165,7 +167,7 @@ def rate_falls(config: Config) -> Problem | None:
     optimizer = config[Optimizer]
     if optimizer.lr_scheduler in FALLING and optimizer.learning_rate and optimizer.lr_end >= optimizer.learning_rate:
         return error(
-            f"lr_end {optimizer.lr_end:g} is not below learning_rate {optimizer.learning_rate:g}: the rate would not fall",
+            f"lr_end {optimizer.lr_end:g} is not below learning_rate {optimizer.learning_rate:g}: it would not fall",
             "lr_end",
             "learning_rate",
             "lr_scheduler",
@@ -183,15 +185,17 @@ def warmup_ends(config: Config) -> Problem | None:
 
 
 def bf16_optimizer(config: Config) -> Problem | None:
-    optimizer, speed, memory = config[Optimizer].optimizer, config[Speed].mixed_precision, config[Memory]
-    fp32_base = memory.base_model_precision == "fp32" or memory.base_model_default_dtype == "fp32"
-    if optimizer in BF16_ONLY and (speed != "bf16" or fp32_base):
-        return error(
-            f"{optimizer} trains bf16 weights, and mixed_precision is {speed}",
-            "optimizer",
-            "mixed_precision",
-            fix="optimizer=torch-adamw",
-        )
+    optimizer, memory = config[Optimizer].optimizer, config[Memory]
+    dtypes = {
+        "mixed_precision": config[Speed].mixed_precision,
+        "base_model_precision": memory.base_model_precision,
+        "base_model_default_dtype": memory.base_model_default_dtype,
+    }
+    other = [key for key, dtype in dtypes.items() if dtype not in ("bf16", "no_change") and (key, dtype) != FP16_BASE]
+    if optimizer in BF16_ONLY and other:
+        said = " and ".join(f"{key} is {dtypes[key]}" for key in other)
+        message = f"{optimizer} trains bf16 weights, and {said}"
+        return error(message, "optimizer", *other, fix="optimizer=torch-adamw")
     return None
 
 
@@ -220,9 +224,9 @@ def conditions_hold(config: Config) -> Iterator[Problem]:
 
 
 RULES: tuple[Callable[[Config], Problem | None | Iterator[Problem]], ...] = (
-    one_length, sizes_together, sizes_in_order, resolution_has_its_unit, dataset_file_is_there, base_matches_computation,
-    one_time_mode, unshifted_modes, guidance_range, negative_prompt_is_used, validation_sizes, rate_falls, warmup_ends,
-    bf16_optimizer, prompts_are_used, conditions_hold,
+    one_length, sizes_together, sizes_in_order, resolution_has_its_unit, dataset_file_is_there,
+    base_matches_computation, one_time_mode, unshifted_modes, guidance_range, negative_prompt_is_used,
+    validation_sizes, rate_falls, warmup_ends, bf16_optimizer, prompts_are_used, conditions_hold,
 )  # fmt: skip
 
 
@@ -236,7 +240,5 @@ def check(config: Config) -> list[Problem]:
 
 
 def _placed(config: Config, problem: Problem) -> Problem:
-    from dataclasses import replace
-
     places = [config.origins[key] for key in problem.keys if key in config.origins]
     return problem if problem.where or not places else replace(problem, where=" and ".join(dict.fromkeys(places)))

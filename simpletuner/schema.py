@@ -344,7 +344,7 @@ def convert(option: Option, value: Any) -> Any:
         return _to_object(value)
     if option.kind == "choice":
         return _to_choice(option, value)
-    if isinstance(value, bool) or isinstance(value, (list, dict)):
+    if isinstance(value, (bool, list, dict)):
         raise Unusable(f"{_shown(value)} is not a text")
     return str(value)
 
@@ -376,11 +376,9 @@ def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | 
         value = convert(option, raw.value)
         if value is None and option.optional:
             return None, None
-        annotation = group.model_fields[option.key]
-        adapter = TypeAdapter(
-            Annotated[(annotation.annotation, *annotation.metadata)] if annotation.metadata else annotation.annotation
-        )
-        return adapter.validate_python(value), None
+        field = group.model_fields[option.key]
+        wanted: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        return TypeAdapter(wanted).validate_python(value), None
     except Unusable as error:
         return None, Problem(
             f"{option.key}: {error}", where=raw.origin, keys=(option.key,), fix=_fix_for(option, raw.value)
@@ -395,7 +393,7 @@ def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | 
 
 
 def parse(groups: Iterable[type[Group]], raw: Mapping[str, Raw]) -> tuple[dict[str, Group], list[Problem]]:
-    """({group class name: instance}, problems). Unset values take the defaults; a value with a problem takes its default too.
+    """({group class name: instance}, problems). What is unset or has a problem takes its default.
 
     Unknown keys are the caller's: they need the tables of former and refused names. Keys are canonical here.
     """
@@ -429,9 +427,6 @@ def parse(groups: Iterable[type[Group]], raw: Mapping[str, Raw]) -> tuple[dict[s
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> Problem:
     """The error for a key that no group declares."""
-    return Problem(
-        f'unknown option "{key}"',
-        where=where,
-        keys=(key,),
-        fix=did_you_mean(key, known) + f"   more: simpletuner help {key}",
-    )
+    known = list(known)
+    more = "".join(f"   more: simpletuner help {name}" for name in nearest(key, known, limit=1))
+    return Problem(f'unknown option "{key}"', where=where, keys=(key,), fix=did_you_mean(key, known) + more)

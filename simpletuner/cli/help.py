@@ -1,4 +1,4 @@
-"""`simpletuner help NAME`: everything known about one option."""
+"""`simpletuner help NAME`: everything known about one option, or the help of a command."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from simpletuner.registry import did_you_mean
 from simpletuner.retired import NOT_YET, settle
 
 
-@click.command("help", help="Explains an option: its values, default and bounds.")
+@click.command(
+    "help",
+    context_settings={"ignore_unknown_options": True},
+    help="Explains an option (its values, default and bounds) or a command.",
+)
 @click.argument("name")
-def command(name: str) -> None:
+@click.pass_context
+def command(context: click.Context, name: str) -> None:
+    if context.parent and (found := context.parent.command.get_command(context.parent, name)):  # type: ignore[attr-defined]
+        click.echo(found.get_help(click.Context(found, info_name=name, parent=context.parent)))
+        return
     key = canonical_key(name)
     key = FORMER.get(key, key)
     if key in OPTIONS:

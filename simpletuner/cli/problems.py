@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -52,7 +51,3 @@ def summary(problems: Sequence[Problem], exit_code: int, ending: str = "Nothing 
 
 def exit_code(problems: Iterable[Problem]) -> int:
     return min((p.exit_code for p in problems if p.severity == "error"), default=0)
-
-
-def as_json(problems: Iterable[Problem]) -> str:
-    return json.dumps([p.record() for p in problems], ensure_ascii=False)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from simpletuner import config
-from simpletuner.errors import ConfigError, raise_errors
+from simpletuner.errors import ConfigError, Problem, raise_errors
 from simpletuner.examples import EXAMPLES, Example
 from simpletuner.registry import did_you_mean
 
@@ -22,53 +23,66 @@ class Given:
     overrides: dict[str, Any]
     example: Example | None = None
     by_default: bool = False  # the example runs because nothing else was found
+    notices: list[Problem] = field(default_factory=list)  # about the search
 
 
-def shared(function: Any) -> Any:
-    """The options that every command with a configuration has."""
-    for decorator in reversed(
-        [
-            click.option(
-                "--config",
-                "config_path",
-                metavar="PATH",
-                help="Configuration file, or a folder that holds config.json.",
-            ),
-            click.option("--env", metavar="NAME", help="Environment: the folder config/NAME."),
-            click.option("-e", "--example", metavar="NAME", help="A packaged example."),
-            click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout."),
-            click.option("--debug", is_flag=True, help="Show tracebacks."),
-            click.argument("words", nargs=-1, type=click.UNPROCESSED),
-        ]
-    ):
-        function = decorator(function)
-    return function
+@dataclass(frozen=True)
+class Asked:
+    """What the user said about the configuration, not yet looked for."""
+
+    config_path: str | None
+    env: str | None
+    example: str | None
+    words: tuple[str, ...]
 
 
-def find(config_path: str | None, env: str | None, example: str | None, words: Sequence[str]) -> Given:
+OPTIONS = (
+    click.option(
+        "--config", "config_path", metavar="PATH", help="Configuration file, or a folder that holds config.json."
+    ),
+    click.option("--env", metavar="NAME", help="Environment: the folder config/NAME."),
+    click.option("-e", "--example", metavar="NAME", help="A packaged example."),
+    click.option("--json", "as_json", is_flag=True, help="Machine-readable output on stdout."),
+    click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks."),
+    click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]..."),
+)
+
+
+def shared(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that all with a configuration have; `function` gets them as `asked` and `as_json`."""
+
+    @functools.wraps(function)
+    def command(
+        config_path: str | None, env: str | None, example: str | None, words: tuple[str, ...], **rest: Any
+    ) -> None:
+        function(Asked(config_path, env, example, words), **rest)
+
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def find(asked: Asked) -> Given:
     """Raises ConfigError if something was asked for and is not there."""
-    overrides, problems = config.command_line(words)
+    overrides, problems = config.command_line(asked.words)
     raise_errors(problems)
-    env = env or overrides.pop("env", None)
-    example = example or overrides.pop("example", None)
+    env = asked.env or overrides.pop("env", None)
+    example = asked.example or overrides.pop("example", None)
     if example:
         if example not in EXAMPLES:
             raise ConfigError(f'no example "{example}"', fix=did_you_mean(example, EXAMPLES))
         return _example(EXAMPLES[example], overrides, False)
-    path, problems = config.find(config_path, env, os.environ)
-    raise_errors(problems)
+    path, notices = config.find(asked.config_path, env, os.environ)
+    raise_errors(notices)
     if path is None and not overrides:
-        return _example(EXAMPLES["nano"], overrides, True)
+        return replace(_example(EXAMPLES["nano"], overrides, True), notices=notices)
     if path is None and "data_backend_config" not in overrides:
-        fix = (
-            "cp config/config.json.example config/config.json"
-            if Path("config/config.json.example").exists()
-            else "give --config PATH"
-        )
         raise ConfigError(
-            "no configuration found to apply these options to", where="tried " + ", ".join(config.SEARCHED), fix=fix
+            "no configuration found to apply these options to",
+            where="tried " + ", ".join(config.SEARCHED),
+            fix=config.first_step(),
         )
-    return Given(path, overrides)
+    return Given(path, overrides, notices=notices)
 
 
 def _example(example: Example, overrides: dict[str, Any], by_default: bool) -> Given:

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from simpletuner import launch
-from simpletuner.check import check
+from simpletuner.check import check, with_seed
 from simpletuner.cli import problems, sources
-from simpletuner.config import OPTIONS
-from simpletuner.errors import DiskError, HardwareError
+from simpletuner.config import OPTIONS, command_line
+from simpletuner.errors import DiskError, HardwareError, Problem
 from simpletuner.models import families
 from simpletuner.surfaces import help_text
 from simpletuner.training.lock import Lock
@@ -28,10 +28,11 @@ class TrainCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
-        words = sys.argv
-        flavour = next((w.partition("=")[2] for w in words if "model_flavour=" in w), "krea")
-        defaults = families()["flux"].flavours[flavour].defaults if flavour in families()["flux"].flavours else {}
-        formatter.write(help_text(OPTIONS.values(), "--help-all" in words, defaults) + "\n")
+        chosen = command_line(sys.argv[2:])[0]
+        family = families()[str(OPTIONS["model_family"].default)]
+        flavour = family.flavours.get(str(chosen.get("model_flavour", OPTIONS["model_flavour"].default)))
+        defaults = flavour.defaults if flavour else {}
+        formatter.write(help_text(OPTIONS.values(), "help_all" in chosen, defaults) + "\n")
 
 
 def _show_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -62,21 +63,13 @@ def _show_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="This text with all expert options.",
 )
 @sources.shared
-def command(
-    config_path: str | None,
-    env: str | None,
-    example: str | None,
-    as_json: bool,
-    debug: bool,
-    words: tuple[str, ...],
-    resume: str | None,
-) -> None:
-    given = sources.find(config_path, env, example, words)
+def command(asked: sources.Asked, as_json: bool, resume: str | None) -> None:
+    given = sources.find(asked)
     overrides = given.overrides | ({"resume_from_checkpoint": resume} if resume else {})
     if given.by_default:
         print(BUILT_IN, file=sys.stderr)
-    checked = check(given.path, overrides)
-    problems.show(checked.problems)
+    checked = with_seed(check(given.path, overrides))
+    problems.show([*given.notices, *checked.problems])
     if code := problems.exit_code(checked.problems):
         print(problems.summary(checked.problems, code), file=sys.stderr)
         sys.exit(code)
@@ -91,8 +84,9 @@ def command(
 
 def _prepare(output_dir: Path) -> Path:
     """Where the resolved configuration goes; refuses a folder that another run holds."""
-    with Lock(output_dir):  # held by another run: this says by whom
-        pass
+    with Lock(output_dir) as lock:  # held by another run: this says by whom
+        if lock.taken_over:
+            problems.show([Problem(lock.taken_over, severity="warning")])
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         probe = output_dir / ".probe"

@@ -1,4 +1,4 @@
-"""Addressed randomness: every random number is a pure function of its address, so a resumed run draws what an unbroken one would."""
+"""Addressed randomness: a number is a pure function of its address, so a resumed run draws what a straight one does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def draw(*address: object) -> int:
-    """A whole number in [0, 2**64): the first 8 bytes of SHA-256 over `simpletuner/1|part|part|...` (data.md section 9)."""
+    """A whole number in [0, 2**64): the first 8 bytes of SHA-256 over `simpletuner/1|part|...` (data.md section 9)."""
     text = "simpletuner/1|" + "|".join(str(part) for part in address)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 

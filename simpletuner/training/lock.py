@@ -6,11 +6,16 @@ import fcntl
 import json
 import os
 import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from simpletuner.errors import ConfigError, DiskError
 from simpletuner.events import now
+
+BEAT_SECONDS = 10.0  # between two signs of life of the holder
+DEAD_SECONDS = 60.0  # without one, the lock of another machine is void
 
 
 def boot_id() -> str:
@@ -30,11 +35,17 @@ def process_start(pid: int) -> str:
 
 
 class Lock:
-    """Holds `output_dir/.lock` while open. The system drops the hold when the process ends, however it ends."""
+    """Holds `output_dir/.lock` while open. The system drops the hold when the process ends, however it ends.
+
+    The hold of another machine on a shared disk may be invisible from here, so the holder also touches the file every
+    ten seconds. A rented machine that was killed comes back with another name: its old lock is void after a minute.
+    """
 
     def __init__(self, output_dir: Path):
         self.path = output_dir / ".lock"
+        self.taken_over = ""  # what to tell the user if the lock was that of another machine
         self._file: IO[str] | None = None
+        self._released = threading.Event()
 
     def __enter__(self) -> Lock:
         """ConfigError names the holder if another run has the directory; a dead holder's lock is taken over."""
@@ -54,26 +65,47 @@ class Lock:
         holder = _read(file)
         here = {"host": socket.gethostname(), "boot_id": boot_id()}
         if holder and all(holder.get(k) != v for k, v in here.items()):
-            # The hold of another machine on a shared disk may be invisible from here.
-            file.close()
-            raise self._held(holder, f"if it is gone, delete {self.path}")
+            silent = self._silent_seconds()
+            if silent < DEAD_SECONDS:
+                file.close()
+                wait = f"if it is gone, start again in {DEAD_SECONDS - silent:.0f} seconds, or delete {self.path}"
+                raise self._held(holder, wait)
+            self.taken_over = f"the lock of {_who(holder)} is taken over: no sign of life for {silent:.0f} seconds"
         file.seek(0)
         file.truncate()
         json.dump({"pid": os.getpid(), "start": process_start(os.getpid()), "since": now(), **here}, file)
         file.flush()
         self._file = file
+        threading.Thread(target=self._beat, args=(self._released,), name="lock", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._released.set()
         if self._file:
             self._file.seek(0)
             self._file.truncate()
             self._file.close()
             self._file = None
 
+    def _beat(self, released: threading.Event) -> None:
+        while not released.wait(BEAT_SECONDS):
+            with suppress(OSError):  # a disk that is away for a moment is no reason to end
+                os.utime(self.path)
+
+    def _silent_seconds(self) -> float:
+        """Since the last sign of life, by the clock of the file system: those of two machines may differ."""
+        now_there = self.path.with_name(f".lock.{os.getpid()}")
+        now_there.touch()
+        seconds = now_there.stat().st_mtime - self.path.stat().st_mtime
+        now_there.unlink()
+        return seconds
+
     def _held(self, holder: dict[str, Any], fix: str) -> ConfigError:
-        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
-        return ConfigError(f"{self.path.parent} is in use by {who}", fix=fix)
+        return ConfigError(f"{self.path.parent} is in use by {_who(holder)}", fix=fix)
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
 
 
 def _read(file: IO[str]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def prepare(speed: Speed, deterministic: bool) -> None:
     torch.set_num_threads(speed.torch_num_threads or min(8, os.cpu_count() or 1))
     torch.set_float32_matmul_precision("highest" if speed.disable_tf32 else "high")
     torch.backends.cudnn.allow_tf32 = not speed.disable_tf32
+    # Its backward reads out of bounds on some shapes (torch 2.11, cuDNN 9.19, H100); flash attention is the next best.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with a fixed workspace
         torch.backends.cudnn.benchmark = False

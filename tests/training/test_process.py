@@ -123,6 +123,36 @@ def test_a_lock_from_before_the_reboot_is_taken_over_and_one_of_another_machine_
     assert "delete" in caught.value.problems[0].fix
 
 
+def lock_of_another_machine(folder, silent):
+    (folder / ".lock").write_text(json.dumps({"pid": 7, "host": "elsewhere", "boot_id": "other", "since": "then"}))
+    then = time.time() - silent
+    os.utime(folder / ".lock", (then, then))
+
+
+def test_the_lock_of_another_machine_is_taken_over_after_a_minute_without_a_sign_of_life(tmp_path):
+    lock_of_another_machine(tmp_path, silent=50)
+    with pytest.raises(ConfigError, match="process 7 on elsewhere"):
+        Lock(tmp_path).__enter__()
+    lock_of_another_machine(tmp_path, silent=70)
+    with Lock(tmp_path) as lock:
+        assert "process 7 on elsewhere" in lock.taken_over and "no sign of life for 70 seconds" in lock.taken_over
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    with Lock(tmp_path) as lock:
+        assert lock.taken_over == ""
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_the_holder_of_a_lock_gives_signs_of_life_until_it_lets_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("simpletuner.training.lock.BEAT_SECONDS", 0.02)
+    with Lock(tmp_path):
+        os.utime(tmp_path / ".lock", (0, 0))
+        time.sleep(0.2)
+        assert time.time() - (tmp_path / ".lock").stat().st_mtime < 5
+    os.utime(tmp_path / ".lock", (0, 0))
+    time.sleep(0.1)
+    assert (tmp_path / ".lock").stat().st_mtime == 0
+
+
 def test_a_torn_lock_file_is_taken_over(tmp_path):
     (tmp_path / ".lock").write_text('{"pid": 12')
     with Lock(tmp_path):

@@ -32,12 +32,14 @@ class FluxEuler:
     @torch.no_grad()
     def latents(self, request: SampleRequest) -> Tensor:
         """(1, C, H, W) fp32 from the request's noise. Real CFG, if above 1, runs from step `skip_real_steps` on."""
-        training = self.denoiser.training
+        # Each module its own mode: the base stands still, while the dropout of an adapter inside it is at work.
+        training = [module for module in self.denoiser.modules() if module.training]
         self.denoiser.eval()
         try:
             return self._integrate(request)
         finally:
-            self.denoiser.train(training)
+            for module in training:
+                module.training = True
 
     def _integrate(self, request: SampleRequest) -> Tensor:
         x = request.noise.to(next(self.denoiser.parameters()).device, torch.float32)
