@@ -257,7 +257,7 @@ def _settle(layer: Mapping[str, Raw], problems: list[Problem]) -> dict[str, Raw]
 
 def _flavour_layer(raw: Mapping[str, Raw], problems: list[Problem]) -> dict[str, Raw]:
     wanted = str(raw["model_flavour"].value) if "model_flavour" in raw else str(OPTIONS["model_flavour"].default)
-    family = families()[str(OPTIONS["model_family"].default)]
+    family = families()[str(OPTIONS["model_family"].default)]  # the only one so far
     flavour = family.flavours.get(wanted.lower())
     if flavour is None:
         return {}  # the parser names it

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A trainer that vanishes by SIGKILL without our doing was most likely killed for want of RAM.
 KILLED = "the system ended the trainer (SIGKILL), most likely for want of RAM"
 
@@ -19,16 +20,18 @@ def command(config: Path, *, json_events: bool = False) -> list[str]:
 
 
 def run(argv: Sequence[str], stop_timeout: float) -> int:
-    """The exit code. SIGINT and SIGTERM are passed on; it is killed `stop_timeout` seconds later or at a third."""
+    """The exit code. Signals to end are passed on; the trainer is killed `stop_timeout` seconds later or at a third."""
     # A process group of its own: the terminal's Ctrl-C reaches the trainer once, through us, and not twice.
     child = subprocess.Popen(list(argv), start_new_session=True)
     asked: list[int] = []
 
     def forward(number: int, frame: object) -> None:
         asked.append(number)
-        os.killpg(child.pid, signal.SIGKILL if len(asked) > 2 else number)
+        # A closed terminal (SIGHUP) means the same as SIGTERM: save, and end.
+        passed = signal.SIGTERM if number == signal.SIGHUP else number
+        os.killpg(child.pid, signal.SIGKILL if len(asked) > 2 else passed)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, forward) for number in PASSED_ON}
     try:
         while True:
             try:

@@ -10,9 +10,11 @@ from simpletuner import __version__
 from simpletuner.adapters.options import Adapter
 from simpletuner.config import Config
 from simpletuner.data.library import Library, total_batches
+from simpletuner.data.options import Data
 from simpletuner.diffusion.options import Objective
 from simpletuner.memory.options import Memory
 from simpletuner.models import Flavour
+from simpletuner.models.options import Model
 from simpletuner.optim.options import Optimizer
 from simpletuner.training.options import Saving, Speed, Training
 from simpletuner.validation.options import Validation
@@ -20,6 +22,7 @@ from simpletuner.validation.options import Validation
 if TYPE_CHECKING:
     import torch
 
+MOST_MEGAPIXELS = 20  # above it a resolution is in pixels
 OPTIMIZER_BYTES = 8  # a parameter's two fp32 moments, the most that the optimizers of the table keep
 
 
@@ -31,6 +34,21 @@ def batches_per_epoch(library: Library, ranks: int = 1) -> int:
 def checkpoint_bytes(parameters: Mapping[str, Any]) -> int:
     """A checkpoint holds the weights twice (exact, and as exported), and the optimizer's state."""
     return sum(p.numel() * (2 * p.element_size() + OPTIMIZER_BYTES) for p in parameters.values())
+
+
+def relief(config: Config) -> list[str]:
+    """Lines that would make a run fit into memory and do not hold yet; what costs no quality comes first."""
+    memory, training = config[Memory], config[Training]
+    lines = {
+        "gradient_checkpointing=true": not memory.gradient_checkpointing,
+        "gradient_checkpointing_interval=1": memory.gradient_checkpointing_interval > 1,
+        "train_batch_size=1, gradient_accumulation_steps=" + str(training.train_batch_size): training.train_batch_size
+        > 1,
+        "optimizer=adamw_bf16": config[Speed].mixed_precision == "bf16" and config[Optimizer].optimizer != "adamw_bf16",
+        f"lora_rank={config[Adapter].lora_rank // 2}, in a new output_dir": config[Adapter].lora_rank > 1,
+        f"resolution={config[Data].resolution / 2:g}, in a new output_dir": config[Data].resolution > MOST_MEGAPIXELS,
+    }
+    return [line for line, helps in lines.items() if helps]
 
 
 def first_screen(
@@ -50,7 +68,8 @@ def first_screen(
     rows = [
         (
             "model",
-            f"flux {flavour.name}, LoRA rank {adapter.lora_rank} on {adapter.flux_lora_target!r} "
+            f"{config[Model].model_family} {flavour.name}, LoRA rank {adapter.lora_rank} "
+            f"on {adapter.flux_lora_target!r} "
             f"({numel / 1e6:.2f} M, {megabytes:.1f} MB), base {'fp32' if base == 'no' else base}",
         ),
         ("licence", f"{flavour.licence}: the result inherits it"),

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def _run_locked(checked: Checked, json_events: bool, lock: Lock) -> int:
             pending_uploads=0,
         )
         console.close()
-        print(_ending(result, checked), file=sys.stderr)
+        _say(_ending(result, step))
         return 0
     except _Ended as ended:
         console.close()
@@ -83,7 +83,7 @@ def _run_locked(checked: Checked, json_events: bool, lock: Lock) -> int:
         raise
     except Stopped as stop:
         console.close()
-        print(stop.problems[0].message, file=sys.stderr)
+        _say(stop.problems[0].message)
         return stop.exit_code
     except SimpleTunerError as error:
         console.close()
@@ -155,17 +155,23 @@ def _record(error: BaseException, events: EventLog, checked: Checked, problems: 
 def _print(problems: list[Problem], exit_code: int, ending: str = "Nothing was started.") -> None:
     for problem in problems:
         if problem.severity == "error":
-            print(f"error[{problem.area}]: {problem.message}", file=sys.stderr)
+            _say(f"error[{problem.area}]: {problem.message}")
             for detail in (*([f"where: {problem.where}"] if problem.where else []), *problem.details):
-                print(f"  {detail}", file=sys.stderr)
+                _say(f"  {detail}")
             if problem.fix:
-                print(f"  fix: {problem.fix}", file=sys.stderr)
-    print(f"{ending} (exit {exit_code})", file=sys.stderr)
+                _say(f"  fix: {problem.fix}")
+    _say(f"{ending} (exit {exit_code})")
 
 
-def _ending(result: Path, checked: Checked) -> str:
-    """The last lines: the result, the before/after picture, and how to use the file."""
-    sheets = sorted((result.parent / "sheets").glob("step_*.jpg"), key=lambda p: p.stat().st_mtime)
-    lines = [f"before/after: {sheets[-1]}"] if sheets else []
-    lines.append(f'use it:  pipeline.load_lora_weights("{result.parent}", weight_name="{result.name}")')
+def _say(text: str) -> None:
+    """A line for people. The reader may have gone; that changes nothing about the outcome."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _ending(result: Path, step: int) -> str:
+    """The last lines: how to use the result, the before/after picture of this step, and the file."""
+    sheet = result.parent / "sheets" / f"step_{step}.jpg"
+    lines = [f'use it:  pipeline.load_lora_weights("{result.parent}", weight_name="{result.name}")']
+    lines += [f"before/after: {sheet}"] if sheet.is_file() else []
     return "\n".join([*lines, f"LoRA: {result}"])

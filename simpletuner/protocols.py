@@ -63,6 +63,8 @@ class ModelFamily(Protocol):
     def shift_tokens(
         self, height: int, width: int
     ) -> int: ...  # latent size -> image tokens, for resolution-dependent shift
+    def export_facts(self) -> dict[str, Any]: ...  # own settings, for the metadata of exported files
+    def blocks(self, denoiser: nn.Module) -> list[nn.Module]: ...  # what activation checkpointing recomputes
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...  # same shape as x_t
     def sampler(self, denoiser: nn.Module) -> Sampler: ...
 
@@ -100,9 +102,3 @@ class Adapter(Protocol):
     def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
     def export(self, folder: Path, metadata: Mapping[str, str]) -> Path: ...  # the file that other tools read
     def check(self, file: Path) -> list[str]: ...  # what is wrong with an exported file; empty if it holds
-
-
-class Tracker(Protocol):
-    """Something that follows a run's events."""
-
-    def __call__(self, event: Any) -> None: ...

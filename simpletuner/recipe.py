@@ -12,24 +12,18 @@ if __name__ == "__main__":  # first of all, so that mistakes and signals are met
 
     main()
 
-import hashlib
+import functools
 import json
 import math
-import os
-import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-import simpletuner
-from simpletuner import check, plan
-from simpletuner.adapters import metadata
+from simpletuner import check, keeping, plan
 from simpletuner.adapters.lora import Lora
 from simpletuner.adapters.options import Adapter, module_names
 from simpletuner.config import Config
@@ -42,24 +36,22 @@ from simpletuner.data.options import Data
 from simpletuner.diffusion import options as objective_options
 from simpletuner.diffusion.options import Objective
 from simpletuner.diffusion.times import Times
-from simpletuner.errors import ConfigError, Problem, raise_errors
+from simpletuner.errors import Problem, raise_errors
 from simpletuner.events import EventLog
 from simpletuner.memory.checkpointing import recompute
 from simpletuner.memory.options import Memory
 from simpletuner.models import families
-from simpletuner.models.flux.options import FluxOptions
 from simpletuner.models.options import Model, ModelMemory
 from simpletuner.optim import build as optimizers
 from simpletuner.optim import schedules
 from simpletuner.optim.options import Optimizer
 from simpletuner.tracking.metrics import MetricsFile
 from simpletuner.training import drift
-from simpletuner.training.checkpoint import Checkpoints, Contents, verify
+from simpletuner.training.checkpoint import Checkpoints, Contents
 from simpletuner.training.control import Control
 from simpletuner.training.options import Saving, Speed, Training
 from simpletuner.training.precision import Precision, choose_device, prepare
 from simpletuner.training.signals import StopRequest
-from simpletuner.training.state import load_optimizer, save_optimizer
 from simpletuner.training.trainer import Trainer
 from simpletuner.types import Progress, Prompt, Size
 from simpletuner.validation import prompts as prompt_library
@@ -67,14 +59,7 @@ from simpletuner.validation.options import Validation
 from simpletuner.validation.run import ValidationRun
 from simpletuner.validation.shots import Defaults
 
-RESULT = "pytorch_lora_weights.safetensors"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
-RELIEF = (  # lines to change when training runs out of memory; what costs no quality comes first
-    "gradient_checkpointing=true, gradient_checkpointing_interval=1",
-    "optimizer=adamw_bf16",
-    "lora_rank=8",
-    "resolution=512",
-)
 
 
 @dataclass
@@ -98,6 +83,7 @@ class Run:
         self.device = choose_device()
         self.precision = Precision(self.config[Speed].mixed_precision, self.device)
         self.family: Any = None
+        self.drift: list[Problem] = []  # what changed since the checkpoint that the run goes on from
 
     # ---- the phases
 
@@ -135,30 +121,42 @@ class Run:
             self.seed,
         )
         total_steps = self.total_steps(library)
-        checkpoints = self.checkpoints(library, adapter, optimizer, list(parameters))
+        contents = keeping.contents(self, library, adapter, optimizer)
+        checkpoints = Checkpoints(
+            self.output_dir, self.config[Saving], self.events, contents, wait_ended=lambda: self.stop.requested
+        )
         validation = self.validation(denoiser, adapter, texts)
         trainer = self.trainer(denoiser, adapter, optimizer, loader, checkpoints, validation, total_steps)
         if resumed:
             trainer.load_state(checkpoints.restore(resumed))
-            self.events.emit("run.resumed", **{"from": resumed.name}, step=self.progress.step, drift=[])
+            changes = [problem.message for problem in self.drift]
+            self.events.emit("run.resumed", **{"from": resumed.name}, step=self.progress.step, drift=changes)
+            self.tell(self.drift)
         self.show_first_screen(library, adapter, total_steps, resumed)
         with self.stop:  # from here on a signal lets the step end, and saves
             if validation:
                 validation.start(self.progress.step)
             trainer.train()
-        return self.publish(self.output_dir / f"checkpoint-{self.progress.step}")
+        return keeping.publish(self, self.output_dir / f"checkpoint-{self.progress.step}")
 
     def load_family(self) -> Any:
         """Finds all parts of the model; downloads nothing large and loads nothing yet."""
         model, memory, parts = self.config[Model], self.config[Memory], self.config[ModelMemory]
         vae_dtype = DTYPES["bf16" if model.vae_dtype == "default" else model.vae_dtype]
-        chosen = memory.base_model_precision
+        chosen: str = memory.base_model_precision
         if chosen == "no_change":
             chosen = "fp32" if memory.base_model_default_dtype == "fp32" else self.config[Speed].mixed_precision
         family = self.record.load()(
-            model, self.config[FluxOptions], flavour=self.flavour, dtype=self.precision.dtype, base_dtype=DTYPES[chosen],
-            vae_dtype=vae_dtype, seed=self.seed, tiling=parts.vae_enable_tiling, slicing=parts.vae_enable_slicing,
-        )  # fmt: skip
+            model,
+            *(self.config[group] for group in self.record.options),
+            flavour=self.flavour,
+            dtype=self.precision.dtype,
+            base_dtype=DTYPES[chosen],
+            vae_dtype=vae_dtype,
+            seed=self.seed,
+            tiling=parts.vae_enable_tiling,
+            slicing=parts.vae_enable_slicing,
+        )
         family.prepare()
         return family
 
@@ -170,18 +168,12 @@ class Run:
             self.datasets, self.config[Data], batch_size=training.train_batch_size,
             accumulation=training.gradient_accumulation_steps, ranks=1, events=self.events,
         )  # fmt: skip
-        if self.prompts:
+        if not self.config[Validation].validation_disable:
             first = next((item.sample.captions[0] for shelf in library.shelves for item in shelf.items), None)
             instance = check.instance_prompt(self.config, self.datasets)
             self.prompts, _ = prompt_library.load(
                 self.config[Validation], instance_prompt=instance, first_caption=first
             )
-        for shelf in library.shelves:
-            if shelf.dataset.entry.is_regularisation_data:
-                raise ConfigError(
-                    f"dataset {shelf.id}: is_regularisation_data is not yet available in this version",
-                    where=shelf.dataset.where, fix='set "disabled": true for this dataset',
-                )  # fmt: skip
         self.events.stage("init_data_backend", "scan", "done")
         return library
 
@@ -196,7 +188,8 @@ class Run:
         )  # fmt: skip
         if self.family.num_cut:
             self.events.warn(
-                "caption_cut", f"{self.family.num_cut} captions are longer than {self.family.text_length} tokens and were cut",
+                "caption_cut",
+                f"{self.family.num_cut} captions are longer than {self.family.text_length} tokens and were cut",
                 f"the longest begins: {self.family.longest_cut[:60]!r}",
             )  # fmt: skip
         return cache
@@ -204,7 +197,8 @@ class Run:
     def encode_images(self, library: Library) -> dict[str, Latents]:
         family = self.family
         images = Images(
-            lambda: family.load_vae(self.device), family.encode_images, family.vae_fingerprint(), family.latent_channels,
+            lambda: family.load_vae(self.device), family.encode_images, family.vae_fingerprint(),
+            family.latent_channels,
             family.latent_factor,
         )  # fmt: skip
         return fill_latents(library, images, events=self.events)
@@ -228,34 +222,32 @@ class Run:
             return None
         for shelf in library.shelves:
             shelf.hash()
-        stored = json.loads((folder / "config.resolved.json").read_text("utf-8"))
-        stored["datasets"] = {
-            d["id"]: d["fingerprint"] for d in json.loads((folder / "datasets.json").read_text("utf-8"))
-        }
-        present = self.config.values() | {"datasets": {d["id"]: d["fingerprint"] for d in library.describe()}}
         training = self.config[Training]
-        found = drift.compare(
-            stored,
-            present,
+        self.drift = drift.compare(
+            json.loads((folder / "config.resolved.json").read_text("utf-8")),
+            self.config.values(),
             allow_config_drift=training.allow_config_drift,
             i_know_what_i_am_doing=training.i_know_what_i_am_doing,
         )
-        raise_errors(found)
-        self.tell(found)
+        self.drift += drift.compare_datasets(
+            json.loads((folder / "datasets.json").read_text("utf-8")),
+            library.describe(),
+            allow_config_drift=training.allow_config_drift,
+        )
+        raise_errors(self.drift)
+        finder.branch_at(folder)
         return folder
 
     def finished(self, library: Library, resumed: Path | None) -> Path | None:
         """The result of a run that is complete already; None if there is something left to do."""
-        result = self.output_dir / RESULT
-        if resumed is None or not result.is_file():
+        if resumed is None or (result := keeping.published(self, resumed)) is None:
             return None
         step = json.loads((resumed / "state/trainer.json").read_text("utf-8"))["step"]
-        if step < self.total_steps(library) or _sha256(result) != _sha256(resumed / RESULT):
+        if step < self.total_steps(library):
             return None
         self.progress.step = step
-        self.events.warn(
-            "complete", f"this run is complete at step {step}", "raise max_train_steps, or use another output_dir"
-        )
+        message = f"this run is complete at step {step}"
+        self.events.warn("complete", message, "raise max_train_steps, or use another output_dir")
         return result
 
     def total_steps(self, library: Library) -> int:
@@ -265,86 +257,11 @@ class Run:
         per_epoch = plan.batches_per_epoch(library)
         return math.ceil(per_epoch * training.num_train_epochs / training.gradient_accumulation_steps)
 
-    def checkpoints(
-        self, library: Library, adapter: Lora, optimizer: torch.optim.Optimizer, names: list[str]
-    ) -> Checkpoints:
-        datasets = library.describe()
-        config_hash = hashlib.sha256(json.dumps(self.config.values(), sort_keys=True).encode()).hexdigest()
-
-        def optimizer_state(path: Path) -> None:
-            save_optimizer(optimizer, names, path.parent)
-
-        def restore_optimizer(path: Path) -> None:
-            if not load_optimizer(optimizer, names, path.parent):
-                self.events.warn("optimizer_changed", "another kind of optimizer: it starts with empty state")
-
-        contents = Contents(
-            writers={
-                "state/adapter.safetensors": lambda path: save_file(adapter.state(), path),
-                "state/optimizer.json": optimizer_state,
-                RESULT: lambda path: _export(adapter, path.parent, self.facts(library, config_hash)),
-                "config.resolved.json": self.config.write,
-                "datasets.json": lambda path: _write_json(path, datasets),
-            },
-            readers={
-                "state/adapter.safetensors": lambda path: adapter.load_state(load_file(path)),
-                "state/optimizer.json": restore_optimizer,
-            },
-            facts={
-                "model_family": self.record.name, "model_flavour": self.flavour.name, "model_type": "lora", "world_size": 1,
-                "base": {"id": metadata.public_name(self.family.weights.main.name), "hash": self.family.denoiser_fingerprint()},
-                "adapter": {
-                    "kind": adapter.kind, "rank": adapter.options.lora_rank, "alpha": adapter.options.alpha,
-                    "targets": adapter.options.flux_lora_target,
-                },
-                "config_hash": config_hash, "dataset_fingerprint": hashlib.sha256(json.dumps(datasets).encode()).hexdigest(),
-                "versions": {"simpletuner": simpletuner.__version__, "torch": torch.__version__},
-            },
-            result=RESULT,
-            check=adapter.check,
-            estimated_bytes=plan.checkpoint_bytes(adapter.parameters()),
-        )  # fmt: skip
-        return Checkpoints(
-            self.output_dir, self.config[Saving], self.events, contents, wait_ended=lambda: self.stop.requested
-        )
-
-    def facts(self, library: Library, config_hash: str) -> dict[str, str]:
-        """Metadata of the exported file: what `lora_metadata` allows is left to the adapter."""
-        adapter, settings, flux = self.config[Adapter], self.config[Optimizer], self.config[FluxOptions]
-        shelves = library.shelves
-        tags = {shelf.id: Counter(c for item in shelf.items for c in item.sample.captions) for shelf in shelves}
-        return metadata.describe(
-            {
-                "rank": adapter.lora_rank, "alpha": adapter.alpha, "base_name": self.family.weights.main.name,
-                "output_name": self.output_dir.name, "resolution": f"{self.config[Data].resolution:g}",
-                "step": self.progress.step, "epoch": self.progress.epoch, "num_images": sum(len(s.items) for s in shelves),
-                "learning_rate": settings.learning_rate, "optimizer": settings.optimizer, "lr_scheduler": settings.lr_scheduler,
-                "seed": self.seed, "mixed_precision": self.config[Speed].mixed_precision, "flavour": self.flavour.name,
-                "guidance": flux.flux_guidance_value, "shift": self.objective.flow_schedule_shift, "tags": tags,
-                "architecture": self.flavour.architecture, "licence": self.flavour.licence, "comment": adapter.modelspec_comment,
-                "trigger": check.instance_prompt(self.config, self.datasets), "version": simpletuner.__version__,
-                "base_precision": str(self.family.base_dtype).removeprefix("torch."), "config_hash": config_hash,
-            }
-        )  # fmt: skip
-
-    def publish(self, checkpoint: Path) -> Path:
-        """Copies the last checkpoint's result to its final place, whole or not at all."""
-        result, partial = self.output_dir / RESULT, self.output_dir / f".{RESULT}.tmp-{os.getpid()}"
-        problems = verify(checkpoint)
-        assert not problems, problems
-        shutil.copyfile(checkpoint / RESULT, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, result)
-        self.events.emit(
-            "export.done", path=result.name, format=self.config[Adapter].lora_format, checks=["keys", "values", "scale"]
-        )
-        return result
-
     # ---- training and watching
 
     def trainer(
-        self, denoiser: nn.Module, adapter: Lora, optimizer: torch.optim.Optimizer, loader: Loader, checkpoints: Checkpoints,
+        self, denoiser: nn.Module, adapter: Lora, optimizer: torch.optim.Optimizer, loader: Loader,
+        checkpoints: Checkpoints,
         validation: ValidationRun | None, total_steps: int,
     ) -> Trainer:  # fmt: skip
         settings = self.config[Optimizer]
@@ -354,11 +271,13 @@ class Run:
             schedule=lambda step: schedules.factor(settings, step, total_steps), times=times, loader=loader,
             checkpoints=checkpoints, validation=validation, events=self.events,
             metrics=MetricsFile(self.output_dir, self.events.run, self.events.attempt), progress=self.progress,
-            options=self.config[Training], precision=self.precision, stop=self.stop, seed=self.seed, total_steps=total_steps,
+            options=self.config[Training], precision=self.precision, stop=self.stop, seed=self.seed,
+            total_steps=total_steps,
             total_epochs=self.config[Training].num_train_epochs,
             max_grad_norm=settings.max_grad_norm, grad_clip_method=settings.grad_clip_method,
-            gradient_precision=settings.gradient_precision, cache_clear_interval=self.config[Memory].accelerator_cache_clear_interval,
-            control=Control(self.output_dir, self.events), relief=RELIEF,
+            gradient_precision=settings.gradient_precision,
+            cache_clear_interval=self.config[Memory].accelerator_cache_clear_interval,
+            control=Control(self.output_dir, self.events), relief=plan.relief(self.config), parent=adapter.disabled,
         )  # fmt: skip
 
     def defaults(self) -> Defaults:
@@ -379,9 +298,12 @@ class Run:
             return 1, family.latent_channels, size.height // family.latent_factor, size.width // family.latent_factor
 
         return ValidationRun(
-            options=options, prompts=self.prompts, sampler=family.sampler(denoiser), load_vae=self.vae_loader(), free=free,
-            embed=lambda text: {k: v[None] for k, v in texts.read(text_key(text, texts.encoder)).items()}, adapter=adapter,
-            latent_shape=latent_shape, output_dir=self.output_dir, events=self.events, seed=self.seed, defaults=self.defaults(),
+            options=options, prompts=self.prompts, sampler=family.sampler(denoiser), load_vae=self.vae_loader(),
+            free=free,
+            embed=lambda text: {k: v[None] for k, v in texts.read(text_key(text, texts.encoder)).items()},
+            adapter=adapter,
+            latent_shape=latent_shape, output_dir=self.output_dir, events=self.events, seed=self.seed,
+            defaults=self.defaults(),
             base_id=family.denoiser_fingerprint()[:16], facts={"flavour": self.flavour.name, "sampler": "euler"},
             stopping=lambda: self.stop.requested,
         )  # fmt: skip
@@ -390,8 +312,7 @@ class Run:
         """Loads the VAE each time it is needed, or once if it may stay."""
         if not self.config[ModelMemory].keep_vae_loaded:
             return lambda: self.family.load_vae(self.device)
-        kept: list[nn.Module] = []
-        return lambda: kept[0] if kept else kept.append(self.family.load_vae(self.device)) or kept[0]
+        return functools.cache(lambda: self.family.load_vae(self.device))
 
     def tell(self, problems: list[Problem]) -> None:
         for problem in problems:
@@ -402,15 +323,3 @@ class Run:
             self.config, self.flavour, library, adapter.parameters(), total_steps, resumed, self.device
         )
         self.events.emit("log", "info", message=text)
-
-
-def _export(adapter: Lora, folder: Path, facts: dict[str, str]) -> None:
-    adapter.export(folder, facts)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), "utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

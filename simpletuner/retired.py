@@ -26,7 +26,6 @@ SILENT_ALIASES = {"flux_lora_init"}  # full aliases: no notice
 FORMER_VALUES: dict[tuple[str, Any], tuple[str, Any]] = {
     ("use_dora", "true"): ("flux_lora_module_type", "dora"),
     ("vae_cache_preprocess", "false"): ("vae_cache_ondemand", True),
-    ("ignore_final_epochs", "true"): ("strict_epoch_limit", False),
     ("ema_cpu_only", "true"): ("ema_device", "cpu"),
     ("lr_scheduler", "cosine_with_warmup"): ("lr_scheduler", "cosine"),
     ("caption_strategy", "instance_prompt"): ("caption_strategy", "instanceprompt"),
@@ -96,6 +95,10 @@ NO_EFFECT = {
             "ema_foreach_disable",
         ],
         DECIDED,
+    ),
+    **dict.fromkeys(
+        ["strict_epoch_limit", "ignore_final_epochs"],
+        "a run given in epochs ends with its last epoch, one in steps with its last step",
     ),
     "validation_torch_compile": "it follows dynamo_backend",
     "scheduled_sampling_order": "the solver has a fixed order",

@@ -21,9 +21,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("words", {"schema", "reading", "surfaces", "errors", "registry", "events", "examples", "retired"}),
     ("nouns", {"types", "protocols", "diffusion"}),
-    ("parts", {"data", "models", "adapters", "memory", "kernels", "optim", "training", "validation", "tracking"}),
+    ("parts", {"data", "models", "adapters", "memory", "optim", "training", "validation", "tracking"}),
     ("config", {"config", "rules", "check"}),
-    ("joins", {"recipe", "plan", "launch", "process"}),
+    ("joins", {"recipe", "keeping", "plan", "launch", "process"}),
     ("doors", {"cli"}),
 )
 FLOOR = {name: floor for floor, (_, names) in enumerate(FLOORS) for name in names}

@@ -23,7 +23,7 @@ vae_cache_disable text_cache_ondemand text_cache_disable vae_cache_scan_behaviou
 image_processing_batch_size read_batch_size write_batch_size max_workers metadata_update_interval
 aws_max_pool_connections dataloader_prefetch dataloader_prefetch_qlen image_pixel_limit debug_aspect_buckets
 debug_dataset_loader print_filenames print_sampler_statistics output_dir max_train_steps num_train_epochs
-strict_epoch_limit train_batch_size gradient_accumulation_steps seed resume_from_checkpoint allow_config_drift
+train_batch_size gradient_accumulation_steps seed resume_from_checkpoint allow_config_drift
 allow_topology_change use_ema ema_decay ema_device ema_update_interval ema_warmup_steps nonfinite_action deterministic
 stop_timeout i_know_what_i_am_doing lora_type lora_rank lora_alpha lora_dropout flux_lora_module_type lora_init_type
 flux_lora_target peft_lora_target_modules init_lora lycoris_config init_lokr_norm assistant_lora_path
@@ -71,10 +71,11 @@ fsdp_reshard_after_forward fsdp_cpu_offload
 CALLED_OTHERWISE = """
 checkpointing_steps save_total_limit validation_steps flux_lora_init flux_guidance_scale fused_qkv_projections
 use_dora musubi_blocks_to_swap accelerate_visible_devices adam_beta1 adam_beta2 vae_cache_preprocess
-ignore_final_epochs ema_cpu_only
+ema_cpu_only
 """
 # Read, and without effect.
 WITHOUT_EFFECT = """
+strict_epoch_limit ignore_final_epochs
 snr_gamma snr_weight use_soft_min_snr soft_min_snr_sigma_data rescale_betas_zero_snr timestep_bias_strategy
 timestep_bias_begin timestep_bias_end timestep_bias_multiplier timestep_bias_portion
 disable_segmented_timestep_sampling training_scheduler_timestep_spacing inference_scheduler_timestep_spacing
@@ -158,7 +159,6 @@ def test_a_feature_to_come_is_refused_and_its_default_is_accepted(key, default):
         ({"lr_scheduler": "cosine_with_warmup"}, ("lr_scheduler", "cosine")),
         ({"caption_strategy": "instance_prompt"}, ("caption_strategy", "instanceprompt")),
         ({"resume_from_checkpoint": "never"}, ("resume_from_checkpoint", "none")),
-        ({"ignore_final_epochs": "true"}, ("strict_epoch_limit", False)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -225,7 +225,9 @@ def _check_keys(item: _Item, known: Mapping[str, schema.Option]) -> None:
         if key in NEVER_DELETES:
             if not off:
                 item.say(
-                    f"{key}: SimpleTuner never deletes your files", key, fix="`simpletuner dataset report` lists them"
+                    f"{key}: SimpleTuner never deletes your files",
+                    key,
+                    fix="images that cannot be used are listed with their reason",
                 )
         elif key in WITHOUT_EFFECT:
             if value is not None and str(value).lower() != str(WITHOUT_EFFECT[key]).lower():
@@ -263,13 +265,18 @@ def _image_set(
         item.say(f"crop_aspect {entry.crop_aspect} needs crop_aspect_buckets", "crop_aspect", fix=fix)
     names = {**names, "id": entry.id}
     cache = str(entry.cache_dir_vae or "{output_dir}/cache/vae/{family}/{id}")
-    root = Path(examples.resolve(str(entry.instance_data_dir)))
+    root = _folder(str(entry.instance_data_dir))
     if root.exists() and not root.is_dir():
         item.say(
             f"instance_data_dir: {root} is a file", "instance_data_dir", fix="name the folder that holds the images"
         )
-    folder = Path(_replaced(cache, names, item, "cache_dir_vae"))
+    folder = _folder(_replaced(cache, names, item, "cache_dir_vae"))
     return ImageSet(entry, shape, prompts, root, folder, defaults.image_pixel_limit, item.where)
+
+
+def _folder(text: str) -> Path:
+    """The folder that a text means: ~ is the home, config/examples/ the packaged examples, the rest as it is."""
+    return Path(examples.resolve(text)).expanduser()
 
 
 def _aspects(item: _Item, entry: ImageEntry) -> tuple[tuple[float, float], ...]:
@@ -372,7 +379,7 @@ def _text_set(
             enabled[1][0].say("not yet: several text caches", fix=fix)
     item, entry = chosen
     folder = str(entry.cache_dir or defaults.cache_dir_text or "{output_dir}/cache/text/{family}")
-    return TextSet(entry, Path(_replaced(folder, {**names, "id": entry.id}, item, "cache_dir")))
+    return TextSet(entry, _folder(_replaced(folder, {**names, "id": entry.id}, item, "cache_dir")))
 
 
 def _check_together(

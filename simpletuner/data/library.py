@@ -24,6 +24,9 @@ from simpletuner.types import Placement
 MOST_BYTES_HASHED = 1 << 30  # held in memory together while files are hashed
 
 
+MOST_MARKS = 10_000  # above it a checkpoint would carry megabytes of them
+
+
 @dataclass
 class Shelf:
     """One dataset with what was found in it."""
@@ -102,9 +105,20 @@ class Shelf:
             self.index.put(replace(rows[i.path], reason=i.reason, detail=i.detail) for i in found if i.path in rows)
         write_rejected(self.dataset, self.scan.left_out)
 
+    def _sample_marks(self) -> dict[str, str]:
+        """A short hash of each sample, so that a later start can name the pictures that changed."""
+        marks = {}
+        for sample, placement in self.items:
+            text = json.dumps([sample.digest, placed_as(placement), list(sample.captions)])
+            marks[sample.path] = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return marks
+
     def describe(self) -> dict[str, Any]:
-        """Plain data for checkpoints, manifests and reports. Equal fingerprints mean equal samples and placements."""
-        hasher = hashlib.sha256()
+        """Plain data for checkpoints, manifests and reports. Equal fingerprints mean equal batches."""
+        # What a resume would meet in another order, or weigh otherwise, counts as another dataset.
+        entry = self.dataset.entry
+        ways = [self.batch_size, self.repeats, entry.probability, entry.loss_weight, entry.is_regularisation_data]
+        hasher = hashlib.sha256(json.dumps(ways).encode())
         for sample, placement in sorted(self.items, key=lambda item: item.sample.id):
             line = [sample.id, sample.digest, placed_as(placement), list(sample.captions)]
             hasher.update(json.dumps(line, separators=(",", ":")).encode())
@@ -117,6 +131,8 @@ class Shelf:
             "beyond_subset": self.scan.beyond_subset,
             "upscaled": upscaled,
             "buckets": {bucket: len(items) for bucket, items in self.buckets().items()},
+            "caption_dropout_probability": self.dataset.entry.caption_dropout_probability,
+            "samples": self._sample_marks() if len(self.items) <= MOST_MARKS else {},
             "repeats": self.repeats,
             "batch_size": self.batch_size,
         }

@@ -66,6 +66,8 @@ class Account:
         by_dataset: dict[str, list[float]] = defaultdict(list)
         for batch, one in zip(window.batches, losses, strict=True):
             by_dataset[batch.dataset].append(one)
+        taught = [one for batch, one in zip(window.batches, losses, strict=True) if batch.parent_target]
+        values |= {"regularisation_loss": mean(taught)} if taught else {}
         values |= {f"loss/train/{dataset}": mean(some) for dataset, some in by_dataset.items()}
         if torch.cuda.is_available():
             values["vram_peak_bytes"] = torch.cuda.max_memory_allocated()

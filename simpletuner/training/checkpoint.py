@@ -161,7 +161,7 @@ class Checkpoints:
         ConfigError if a named one is missing; DiskError if it is damaged, or if all that are there are.
         """
         if choice.strip().lower() in ("none", "never"):
-            self._move_earlier()
+            self._move_earlier(-1, "a fresh start")
             return None
         if choice.strip().lower() == "latest":
             return self._latest()
@@ -173,6 +173,11 @@ class Checkpoints:
             fix = "use resume_from_checkpoint=latest for the newest valid one"
             raise DiskError(f"{folder} is damaged", fix=fix, details=problems)
         return folder
+
+    def branch_at(self, folder: Path) -> None:
+        """Moves later checkpoints aside as the run goes on from `folder`, or `latest` would find them again."""
+        if folder.parent == self.output_dir and (match := NAME.fullmatch(folder.name)):
+            self._move_earlier(int(match[1]), f"going back to {folder.name}")
 
     def _latest(self) -> Path | None:
         damaged: list[str] = []
@@ -189,16 +194,18 @@ class Checkpoints:
             raise DiskError(f"no checkpoint in {self.output_dir} is valid", fix=fix, details=damaged)
         return None
 
-    def _move_earlier(self) -> None:
-        """A fresh start keeps older checkpoints, out of the way: otherwise the next `latest` would pick one of them."""
-        if not self.steps():
+    def _move_earlier(self, beyond: int, why: str) -> None:
+        """Moves the checkpoints after step `beyond` aside: the run is about to take another way."""
+        folders = [folder for step, folder in self.steps().items() if step > beyond]
+        if not folders:
             return
         taken = [int(p.name.rpartition("-")[2]) for p in self.output_dir.glob("earlier-*") if p.name[8:].isdigit()]
         home = self.output_dir / f"earlier-{max(taken, default=0) + 1}"
         home.mkdir()
-        for folder in self.steps().values():
+        for folder in folders:
             os.rename(folder, home / folder.name)
-        self.events.warn("earlier_checkpoints", f"a fresh start: the checkpoints here were moved to {home.name}")
+        names = ", ".join(folder.name for folder in folders)
+        self.events.warn("earlier_checkpoints", f"{why}: {names} moved to {home.name}")
 
     def restore(self, folder: Path) -> dict[str, Any]:
         """Reads a verified checkpoint back into the parts that wrote it, and returns the trainer's own state."""

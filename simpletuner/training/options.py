@@ -37,9 +37,6 @@ class Training(Group, title="Training"):
     num_train_epochs: Annotated[int, Ge(0), Le(1000), Unit("epochs"), Basic] = 0
     """Length of the run in passes over the data; give this or max_train_steps, the other stays 0."""
 
-    strict_epoch_limit: Annotated[bool, Expert] = False
-    """Stops at the epoch count even if steps are left; the last update may then see fewer images."""
-
     train_batch_size: Annotated[int, Ge(1), Le(128), Basic] = 1
     """Images in one forward pass; larger is steadier and needs memory, and small sets are best served by 1."""
 

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -89,7 +90,7 @@ class Trainer:
         cache_clear_interval: int = 0,
         control: Control | None = None,
         relief: Sequence[str] = (),  # lines to change when memory is short, best first
-        estimated_bytes: int = 0,  # what the plan said that the device has to hold
+        parent: Callable[[], AbstractContextManager[None]] = nullcontext,  # within it the denoiser is the base model
     ):
         self.family, self.denoiser, self.optimizer, self.schedule = family, denoiser, optimizer, schedule
         self.times, self.loader, self.checkpoints, self.validation = times, loader, checkpoints, validation
@@ -97,7 +98,7 @@ class Trainer:
         self.precision, self.stop, self.control = precision, stop, control
         self.seed, self.total_steps, self.total_epochs = seed, total_steps, total_epochs
         self.max_grad_norm, self.grad_clip_method = max_grad_norm, grad_clip_method
-        self.cache_clear_interval, self.relief, self.estimated_bytes = cache_clear_interval, relief, estimated_bytes
+        self.cache_clear_interval, self.relief, self.parent = cache_clear_interval, relief, parent
         self.device, self.scaler = precision.device, precision.scaler
         self.gradients = Gradients(list(trainable.values()), precise=gradient_precision == "fp32")
         self.nonfinite = NonFinite(options.nonfinite_action)
@@ -181,7 +182,11 @@ class Trainer:
         t_device, noise = t.to(self.device, non_blocking=True), noise.to(self.device, non_blocking=True)
         x_0 = batch.latents.float()  # (B, C, H, W); the maths stays in fp32
         x_t = self.family.objective.add_noise(x_0, noise, t_device)
-        target = self.family.objective.target(x_0, noise, t_device)
+        if batch.parent_target:  # regularisation: what the base model itself would predict
+            with torch.no_grad(), self.parent():
+                target = self.family.predict(self.denoiser, x_t, t_device, batch).float()
+        else:
+            target = self.family.objective.target(x_0, noise, t_device)
         prediction = self.family.predict(self.denoiser, x_t, t_device, batch)
         return (l2(prediction.float(), target) * batch.weight).mean(), t
 
@@ -356,7 +361,6 @@ class Trainer:
             saved = f"; {path.name} is saved" if path else ""
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else 0.0
         details = [f"peak on the device: {peak:.2f} GB"] if peak else []
-        details += [f"estimate: {self.estimated_bytes / 1e9:.2f} GB"] if self.estimated_bytes else []
         when = "while updating the weights" if updating else "also in a second try with the same draws"
         raise HardwareError(
             f"out of memory in step {window.before.step + 1}, {when}{saved}",

@@ -195,7 +195,10 @@ def events(output: Path, kind: str) -> list[dict]:
 
 
 class Strike:
-    """Sends this process a signal just before its n-th call that changes the disk; counts them all."""
+    """Sends this process a signal at its n-th call that changes the disk; counts them all.
+
+    It comes before the call, but after the opening of a file: then the file is there, and nothing is in it.
+    """
 
     def __init__(self, n: int, number: int):
         self.n, self.number, self.calls = n, number, 0
@@ -208,13 +211,15 @@ class Strike:
     def counted(self, name, call):
         def struck(*args, **kwargs):
             mode = str(args[1] if len(args) > 1 else kwargs.get("mode", "r"))
-            if name != "open" or set("wax") & set(mode):
-                with self.lock:
-                    self.calls += 1
-                    now = self.calls == self.n
-                if now:
-                    os.kill(os.getpid(), self.number)
-            return call(*args, **kwargs)
+            if name == "open" and not set("wax") & set(mode):
+                return call(*args, **kwargs)
+            with self.lock:
+                self.calls += 1
+                now = self.calls == self.n
+            result = call(*args, **kwargs) if name == "open" or not now else None
+            if now:
+                os.kill(os.getpid(), self.number)
+            return result if name == "open" or not now else call(*args, **kwargs)
 
         return struck
 

@@ -99,10 +99,10 @@ class Validation:
     def __init__(self, interval: int):
         self.interval, self.ran = interval, []
 
-    def due(self, progress, *, last):
+    def due(self, progress, last=False, epoch_done=False):
         return last or progress.step % self.interval == 0
 
-    def run(self, step):
+    def run(self, step, last=False):
         self.ran.append(step)
         random.random(), np.random.rand(3), torch.randn(3)
 

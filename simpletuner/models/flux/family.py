@@ -218,6 +218,12 @@ class Flux:
         """Double-stream blocks, then single-stream blocks."""
         return [*denoiser.transformer_blocks, *denoiser.single_transformer_blocks]
 
+    def export_facts(self) -> dict[str, Any]:
+        """What an exported file says about the family's own settings; see the adapter's metadata."""
+        random = self.options.flux_guidance_mode == "random-range"
+        span = f"{self.options.flux_guidance_min:g}-{self.options.flux_guidance_max:g}"
+        return {"guidance": span if random else self.options.flux_guidance_value}
+
     def guidance(self, numbers: Sequence[int]) -> list[float]:
         """What each sample of the run is told as its guidance."""
         if self.options.flux_guidance_mode == "constant":
