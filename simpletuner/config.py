@@ -85,7 +85,12 @@ class Config:
 
     def write(self, path: Path) -> None:
         """The resolved configuration, without secrets; `load` reads it back to equal values."""
-        record = {"_version": simpletuner.__version__, "_origins": dict(self.origins), **self.values()}
+        record = {
+            "_version": simpletuner.__version__,
+            "_source": str(self.path or "command line"),
+            "_origins": dict(self.origins),
+            **self.values(),
+        }
         partial = path.with_name(path.name + f".tmp-{os.getpid()}")
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
         os.replace(partial, path)
@@ -289,7 +294,8 @@ def load(
     problems += found
     origins = {key: _relabel(key, r.origin, carried, command) for key, r in raw.items()}
     given = frozenset(key for key, o in origins.items() if o != "default" and not o.startswith("flavour "))
-    config = Config(groups, {k: o for k, o in origins.items() if o != "default"}, path, len(command), given)
+    source = Path(str(in_file["_source"].value)) if "_source" in in_file else path  # of a resolved configuration
+    config = Config(groups, {k: o for k, o in origins.items() if o != "default"}, source, len(command), given)
     return _absolute(_filled(config)), problems
 
 

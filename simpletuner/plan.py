@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from simpletuner import __version__
 from simpletuner.adapters.options import Adapter
 from simpletuner.config import Config
-from simpletuner.data.library import Library, total_batches
+from simpletuner.data.library import Library
 from simpletuner.data.options import Data
+from simpletuner.data.sampling import batches_per_epoch
 from simpletuner.diffusion.options import Objective
 from simpletuner.memory.options import Memory
 from simpletuner.models import Flavour
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 
 MOST_MEGAPIXELS = 20  # above it a resolution is in pixels
 OPTIMIZER_BYTES = 8  # a parameter's two fp32 moments, the most that the optimizers of the table keep
-
-
-def batches_per_epoch(library: Library, ranks: int = 1) -> int:
-    """Micro-batches of one epoch over all datasets."""
-    return sum(total_batches(library.pools(), ranks).values())
 
 
 def checkpoint_bytes(parameters: Mapping[str, Any]) -> int:
@@ -62,7 +58,7 @@ def first_screen(
     megabytes = sum(p.numel() * p.element_size() for p in parameters.values()) / 1e6
     base: str = config[Memory].base_model_precision
     base = config[Speed].mixed_precision if base == "no_change" else base
-    per_epoch = batches_per_epoch(library)
+    per_epoch = batches_per_epoch(library.pools())
     updates = per_epoch / training.gradient_accumulation_steps
     batch = f"{training.train_batch_size} x {training.gradient_accumulation_steps}"
     rows = [
@@ -98,7 +94,10 @@ def _data_rows(library: Library) -> list[tuple[str, str]]:
         used, files = len(shelf.items), len(shelf.items) + excluded
         buckets = ", ".join(f"{bucket} ({len(items)})" for bucket, items in list(shelf.buckets().items())[:3])
         rows.append(
-            ("data" if index == 0 else "", f"{shelf.id}: {used} of {files} images x {1 + shelf.repeats}   {buckets}")
+            (
+                "data" if index == 0 else "",
+                f"{shelf.id}: {used} of {files} image{'s' * (files != 1)} x {1 + shelf.repeats}   {buckets}",
+            )
         )
     return rows
 

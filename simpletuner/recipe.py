@@ -33,6 +33,7 @@ from simpletuner.data.fill import Images, Latents, fill_latents, fill_text, free
 from simpletuner.data.library import Library, open_library
 from simpletuner.data.loader import Loader
 from simpletuner.data.options import Data
+from simpletuner.data.sampling import batches_per_epoch
 from simpletuner.diffusion import options as objective_options
 from simpletuner.diffusion.options import Objective
 from simpletuner.diffusion.times import Times
@@ -254,7 +255,7 @@ class Run:
         training = self.config[Training]
         if training.max_train_steps:
             return training.max_train_steps
-        per_epoch = plan.batches_per_epoch(library)
+        per_epoch = batches_per_epoch(library.pools())
         return math.ceil(per_epoch * training.num_train_epochs / training.gradient_accumulation_steps)
 
     # ---- training and watching

@@ -10,7 +10,16 @@ from typing import Any
 
 from simpletuner.errors import Problem
 
-IGNORED = {"$schema", "_comment", "_origins", "_version", "__disabled_fields__", "__active_tab__", "local_rank"}
+IGNORED = {
+    "$schema",
+    "_comment",
+    "_origins",
+    "_source",
+    "_version",
+    "__disabled_fields__",
+    "__active_tab__",
+    "local_rank",
+}
 
 # written -> read as. (Names declared as `Former` beside an option are not repeated here.)
 FORMER = {

@@ -136,6 +136,11 @@ class Option:
             return f"{'<' if self.high_open else '<='} {self.high:g}"
         return f"{'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
 
+    @property
+    def within(self) -> str:
+        """The bounds as the end of a sentence: "in (0, 1]", ">= 1"."""
+        return f"in {self.bounds}" if self.bounds[:1] in ("(", "[") else self.bounds
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -313,14 +318,10 @@ def _shown(value: Any) -> str:
 
 
 def is_unset(key: str, value: Any) -> bool:
-    """null always means unset; "" and "none" do unless they are values of their own."""
-    if value is None:
-        return True
+    """null always means unset, "" does unless it is a value of its own. What "none" means depends on the option."""
     if isinstance(value, str):
-        if value.strip() == "":
-            return key not in EMPTY_IS_A_VALUE
-        return False
-    return False
+        return value.strip() == "" and key not in EMPTY_IS_A_VALUE
+    return value is None
 
 
 def convert(option: Option, value: Any) -> Any:
@@ -368,7 +369,7 @@ def _fix_for(option: Option, value: Any) -> str:
     wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(
         option.kind, f"a {option.kind}"
     )
-    return f"give {wanted}" + (f" in {option.bounds}" if option.bounds else "")
+    return f"give {wanted}" + (f" {option.within}" if option.bounds else "")
 
 
 def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | None]:
@@ -386,7 +387,8 @@ def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | 
     except ValidationError as error:
         reason = error.errors()[0]
         if reason["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-            message = f"{option.key}: {_shown(raw.value)} is outside {option.bounds}"
+            how = "outside" if option.bounds[:1] in ("(", "[") else "not"
+            message = f"{option.key}: {_shown(raw.value)} is {how} {option.bounds}"
         else:
             message = f"{option.key}: {_shown(raw.value)}: {reason['msg']}"
         return None, Problem(message, where=raw.origin, keys=(option.key,), fix=_fix_for(option, raw.value))

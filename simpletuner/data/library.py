@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from simpletuner.data.datasets import Datasets, ImageSet
 from simpletuner.data.geometry import enlargement
 from simpletuner.data.index import Index
 from simpletuner.data.options import Data
-from simpletuner.data.sampling import Pool, num_batches, smallest_repeats
+from simpletuner.data.sampling import Pool, smallest_repeats
 from simpletuner.data.scan import LeftOut, Placed, Scan, rejected_path, scan, write_rejected
 from simpletuner.data.stores.local import LocalSource
 from simpletuner.errors import DataError, Problem
@@ -263,8 +263,3 @@ def _report(shelf: Shelf, events: EventLog) -> None:
     events.emit(
         "dataset.report", dataset=shelf.id, images=len(shelf.items), excluded=excluded, buckets=buckets, report=report
     )
-
-
-def total_batches(pools: Iterable[Pool], ranks: int) -> dict[str, int]:
-    """Micro-batches of each dataset in an epoch."""
-    return {pool.id: num_batches(pool, ranks) for pool in pools}

@@ -126,12 +126,8 @@ def num_batches(pool: Pool, ranks: int = 1) -> int:
 
 
 def batches_per_epoch(pools: Sequence[Pool], ranks: int = 1) -> int:
+    """Micro-batches of one epoch over all datasets."""
     return sum(num_batches(pool, ranks) for pool in pools)
-
-
-def steps_per_epoch(pools: Sequence[Pool], accumulation: int, ranks: int = 1) -> float:
-    """Optimizer steps that an epoch is worth; windows of accumulation may cross its end, so it may be a fraction."""
-    return batches_per_epoch(pools, ranks) / accumulation
 
 
 def rank_slice(batch: WideBatch, first: int, rank: int, ranks: int) -> Iterator[tuple[str, int]]:

@@ -33,7 +33,8 @@ def _dataset(data: Mapping[str, Any]) -> str:
     excluded = data.get("excluded") or 0
     left_out = sum(excluded.values()) if isinstance(excluded, Mapping) else excluded
     buckets = len(data.get("buckets") or ())
-    text = f"dataset {data.get('dataset')}: {data.get('images')} images"
+    images = data.get("images")
+    text = f"dataset {data.get('dataset')}: {images} image{'s' * (images != 1)}"
     text += f" in {buckets} bucket{'s' * (buckets != 1)}" if buckets else ""
     return text + (f", {left_out} left out" if left_out else "")
 

@@ -18,7 +18,6 @@ from simpletuner.data.sampling import (
     plan_epoch,
     rank_slice,
     smallest_repeats,
-    steps_per_epoch,
 )
 
 
@@ -37,7 +36,7 @@ def test_seven_images_at_batch_four_are_two_batches_and_one_double():
 def test_ten_lonely_images_are_ten_batches_and_thirty_doubles():
     plan = plan_epoch([pool(sizes=(1,) * 10)], seed=1, epoch=1)
     assert len(plan.batches) == 10 and plan.doubles == 30
-    assert steps_per_epoch([pool(sizes=(1,) * 10)], accumulation=2) == 5
+    assert batches_per_epoch([pool(sizes=(1,) * 10)]) == 10
 
 
 @settings(max_examples=60, deadline=None)
