@@ -51,6 +51,17 @@ class Problem:
     def exit_code(self) -> int:
         return EXIT_CODES[self.area] if self.severity == "error" else 0
 
+    def lines(self, width: int = 0) -> list[str]:
+        """The finding for people: what, where (on the first line if it fits into `width`), details, fix."""
+        text = f"{self.severity}[{self.area}]: " if self.severity != "notice" else "notice: "
+        text += self.message
+        if self.where and len(text) + len(self.where) + 3 <= width:
+            lines = [f"{text}{self.where:>{width - len(text)}}"]
+        else:
+            lines = [text, *([f"  where: {self.where}"] if self.where else [])]
+        lines += [f"  {detail}" for detail in self.details]
+        return lines + ([f"  fix: {self.fix}"] if self.fix else [])
+
     def record(self) -> dict:
         """Plain data for --json, the web form and the event log."""
         return asdict(self) | {"exit_code": self.exit_code}

@@ -23,7 +23,6 @@ from simpletuner.validation.options import Validation
 if TYPE_CHECKING:
     import torch
 
-MOST_MEGAPIXELS = 20  # above it a resolution is in pixels
 OPTIMIZER_BYTES = 8  # a parameter's two fp32 moments, the most that the optimizers of the table keep
 
 
@@ -34,15 +33,15 @@ def checkpoint_bytes(parameters: Mapping[str, Any]) -> int:
 
 def relief(config: Config) -> list[str]:
     """Lines that would make a run fit into memory and do not hold yet; what costs no quality comes first."""
-    memory, training = config[Memory], config[Training]
+    memory, data, batch = config[Memory], config[Data], config[Training].train_batch_size
+    smaller_optimizer = config[Speed].mixed_precision == "bf16" and config[Optimizer].optimizer != "adamw_bf16"
     lines = {
         "gradient_checkpointing=true": not memory.gradient_checkpointing,
         "gradient_checkpointing_interval=1": memory.gradient_checkpointing_interval > 1,
-        "train_batch_size=1, gradient_accumulation_steps=" + str(training.train_batch_size): training.train_batch_size
-        > 1,
-        "optimizer=adamw_bf16": config[Speed].mixed_precision == "bf16" and config[Optimizer].optimizer != "adamw_bf16",
+        f"train_batch_size=1, gradient_accumulation_steps={batch}": batch > 1,
+        "optimizer=adamw_bf16": smaller_optimizer,
         f"lora_rank={config[Adapter].lora_rank // 2}, in a new output_dir": config[Adapter].lora_rank > 1,
-        f"resolution={config[Data].resolution / 2:g}, in a new output_dir": config[Data].resolution > MOST_MEGAPIXELS,
+        f"resolution={data.resolution / 2:g}, in a new output_dir": data.resolution_type != "area",
     }
     return [line for line, helps in lines.items() if helps]
 

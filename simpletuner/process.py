@@ -155,11 +155,7 @@ def _record(error: BaseException, events: EventLog, checked: Checked, problems: 
 def _print(problems: list[Problem], exit_code: int, ending: str = "Nothing was started.") -> None:
     for problem in problems:
         if problem.severity == "error":
-            _say(f"error[{problem.area}]: {problem.message}")
-            for detail in (*([f"where: {problem.where}"] if problem.where else []), *problem.details):
-                _say(f"  {detail}")
-            if problem.fix:
-                _say(f"  fix: {problem.fix}")
+            _say("\n".join(problem.lines()))
     _say(f"{ending} (exit {exit_code})")
 
 

@@ -51,7 +51,7 @@ from simpletuner.training import drift
 from simpletuner.training.checkpoint import Checkpoints, Contents
 from simpletuner.training.control import Control
 from simpletuner.training.options import Saving, Speed, Training
-from simpletuner.training.precision import Precision, choose_device, prepare
+from simpletuner.training.precision import DTYPES, Precision, choose_device, prepare
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.trainer import Trainer
 from simpletuner.types import Progress, Prompt, Size
@@ -59,8 +59,6 @@ from simpletuner.validation import prompts as prompt_library
 from simpletuner.validation.options import Validation
 from simpletuner.validation.run import ValidationRun
 from simpletuner.validation.shots import Defaults
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
 
 
 @dataclass
@@ -166,9 +164,13 @@ class Run:
         self.events.stage("init_data_backend", "scan", "started")
         training = self.config[Training]
         library = open_library(
-            self.datasets, self.config[Data], batch_size=training.train_batch_size,
-            accumulation=training.gradient_accumulation_steps, ranks=1, events=self.events,
-        )  # fmt: skip
+            self.datasets,
+            self.config[Data],
+            batch_size=training.train_batch_size,
+            accumulation=training.gradient_accumulation_steps,
+            ranks=1,
+            events=self.events,
+        )
         if not self.config[Validation].validation_disable:
             first = next((item.sample.captions[0] for shelf in library.shelves for item in shelf.items), None)
             instance = check.instance_prompt(self.config, self.datasets)
@@ -184,24 +186,30 @@ class Run:
         real = self.defaults().guidance_real
         wanted = prompt_library.texts(self.prompts, self.config[Validation].validation_negative_prompt, real)
         fill_text(
-            cache, dict.fromkeys([*library.captions(), *wanted]), lambda: self.family.load_text_encoders(self.device),
-            self.family.encode_text, batch_size=self.datasets.text.entry.text_encoder_batch_size, events=self.events,
-        )  # fmt: skip
+            cache,
+            dict.fromkeys([*library.captions(), *wanted]),
+            lambda: self.family.load_text_encoders(self.device),
+            self.family.encode_text,
+            batch_size=self.datasets.text.entry.text_encoder_batch_size,
+            events=self.events,
+        )
         if self.family.num_cut:
             self.events.warn(
                 "caption_cut",
                 f"{self.family.num_cut} captions are longer than {self.family.text_length} tokens and were cut",
                 f"the longest begins: {self.family.longest_cut[:60]!r}",
-            )  # fmt: skip
+            )
         return cache
 
     def encode_images(self, library: Library) -> dict[str, Latents]:
         family = self.family
         images = Images(
-            lambda: family.load_vae(self.device), family.encode_images, family.vae_fingerprint(),
+            lambda: family.load_vae(self.device),
+            family.encode_images,
+            family.vae_fingerprint(),
             family.latent_channels,
             family.latent_factor,
-        )  # fmt: skip
+        )
         return fill_latents(library, images, events=self.events)
 
     def attach_adapter(self, denoiser: nn.Module) -> Lora:
@@ -261,34 +269,50 @@ class Run:
     # ---- training and watching
 
     def trainer(
-        self, denoiser: nn.Module, adapter: Lora, optimizer: torch.optim.Optimizer, loader: Loader,
+        self,
+        denoiser: nn.Module,
+        adapter: Lora,
+        optimizer: torch.optim.Optimizer,
+        loader: Loader,
         checkpoints: Checkpoints,
-        validation: ValidationRun | None, total_steps: int,
-    ) -> Trainer:  # fmt: skip
+        validation: ValidationRun | None,
+        total_steps: int,
+    ) -> Trainer:
         settings = self.config[Optimizer]
         times = Times(self.objective, self.family.shift_curve())
         return Trainer(
-            family=self.family, denoiser=denoiser, trainable=adapter.parameters(), optimizer=optimizer,
-            schedule=lambda step: schedules.factor(settings, step, total_steps), times=times, loader=loader,
-            checkpoints=checkpoints, validation=validation, events=self.events,
-            metrics=MetricsFile(self.output_dir, self.events.run, self.events.attempt), progress=self.progress,
-            options=self.config[Training], precision=self.precision, stop=self.stop, seed=self.seed,
+            family=self.family,
+            denoiser=denoiser,
+            trainable=adapter.parameters(),
+            optimizer=optimizer,
+            schedule=lambda step: schedules.factor(settings, step, total_steps),
+            times=times,
+            loader=loader,
+            checkpoints=checkpoints,
+            validation=validation,
+            events=self.events,
+            metrics=MetricsFile(self.output_dir, self.events.run, self.events.attempt),
+            progress=self.progress,
+            options=self.config[Training],
+            precision=self.precision,
+            stop=self.stop,
+            seed=self.seed,
             total_steps=total_steps,
             total_epochs=self.config[Training].num_train_epochs,
-            max_grad_norm=settings.max_grad_norm, grad_clip_method=settings.grad_clip_method,
+            max_grad_norm=settings.max_grad_norm,
+            grad_clip_method=settings.grad_clip_method,
             gradient_precision=settings.gradient_precision,
             cache_clear_interval=self.config[Memory].accelerator_cache_clear_interval,
-            control=Control(self.output_dir, self.events), relief=plan.relief(self.config), parent=adapter.disabled,
-        )  # fmt: skip
+            control=Control(self.output_dir, self.events),
+            relief=plan.relief(self.config),
+            parent=adapter.disabled,
+        )
 
     def defaults(self) -> Defaults:
         """What samples are made with unless a prompt says otherwise."""
-        options, own = self.config[Validation], self.flavour.defaults
-        return Defaults(
-            options.validation_num_inference_steps or own.get("validation_num_inference_steps", 20),
-            3.0 if options.validation_guidance is None else options.validation_guidance,
-            options.validation_guidance_real or own.get("validation_guidance_real", 1.0),
-        )
+        options = self.config[Validation]  # the flavour's own values are in it already
+        guidance = 3.0 if options.validation_guidance is None else options.validation_guidance
+        return Defaults(options.validation_num_inference_steps or 20, guidance, options.validation_guidance_real or 1.0)
 
     def validation(self, denoiser: nn.Module, adapter: Lora, texts: TensorCache) -> ValidationRun | None:
         options, family = self.config[Validation], self.family
@@ -299,15 +323,22 @@ class Run:
             return 1, family.latent_channels, size.height // family.latent_factor, size.width // family.latent_factor
 
         return ValidationRun(
-            options=options, prompts=self.prompts, sampler=family.sampler(denoiser), load_vae=self.vae_loader(),
+            options=options,
+            prompts=self.prompts,
+            sampler=family.sampler(denoiser),
+            load_vae=self.vae_loader(),
             free=free,
             embed=lambda text: {k: v[None] for k, v in texts.read(text_key(text, texts.encoder)).items()},
             adapter=adapter,
-            latent_shape=latent_shape, output_dir=self.output_dir, events=self.events, seed=self.seed,
+            latent_shape=latent_shape,
+            output_dir=self.output_dir,
+            events=self.events,
+            seed=self.seed,
             defaults=self.defaults(),
-            base_id=family.denoiser_fingerprint()[:16], facts={"flavour": self.flavour.name, "sampler": "euler"},
+            base_id=family.denoiser_fingerprint()[:16],
+            facts={"flavour": self.flavour.name, "sampler": "euler"},
             stopping=lambda: self.stop.requested,
-        )  # fmt: skip
+        )
 
     def vae_loader(self) -> Callable[[], nn.Module]:
         """Loads the VAE each time it is needed, or once if it may stay."""

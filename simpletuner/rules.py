@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from simpletuner.config import OPTIONS, Config
+from simpletuner.data.datasets import LEAST_EDGE_CELLS, MAX_MEGAPIXELS
 from simpletuner.data.options import Data
 from simpletuner.diffusion import options as objective
 from simpletuner.diffusion.options import Objective
@@ -24,7 +25,6 @@ from simpletuner.validation.options import Validation
 
 BF16_ONLY = {"adamw_bf16"}
 FP16_BASE = ("base_model_precision", "fp16")  # frozen weights in fp16 do not touch the optimizer
-MOST_MEGAPIXELS = 20
 
 
 def error(message: str, *keys: str, fix: str = "") -> Problem:
@@ -74,8 +74,8 @@ def sizes_in_order(config: Config) -> Problem | None:
 def resolution_has_its_unit(config: Config) -> Problem | None:
     data = config[Data]
     flavour = families()[config[Model].model_family].flavours[config[Model].model_flavour]
-    smallest = 4 * flavour.alignment
-    if data.resolution_type == "area" and data.resolution > MOST_MEGAPIXELS:
+    smallest = LEAST_EDGE_CELLS * flavour.alignment
+    if data.resolution_type == "area" and data.resolution > MAX_MEGAPIXELS:
         return error(
             f"resolution {data.resolution:g} with resolution_type area means megapixels",
             "resolution",

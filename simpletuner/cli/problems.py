@@ -16,29 +16,12 @@ def _coloured() -> bool:
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
-def line(problem: Problem, width: int) -> list[str]:
-    """The lines of one finding."""
-    head = f"{problem.severity}[{problem.area}]" if problem.severity != "notice" else "notice"
-    text = f"{head}: {problem.message}"
-    lines = []
-    if problem.where and len(text) + len(problem.where) + 3 <= width:
-        lines.append(f"{text}{problem.where:>{width - len(text)}}")
-    else:
-        lines.append(text)
-        if problem.where:
-            lines.append(f"  where: {problem.where}")
-    lines += [f"  {detail}" for detail in problem.details]
-    if problem.fix:
-        lines.append(f"  fix: {problem.fix}")
-    return lines
-
-
 def show(problems: Iterable[Problem]) -> None:
     """All findings on stderr: errors first, then warnings and notices."""
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
     order = ["error", "warning", "notice"]
     for problem in sorted(dict.fromkeys(problems), key=lambda p: order.index(p.severity)):
-        first, *rest = line(problem, width)
+        first, *rest = problem.lines(width)
         if _coloured():
             first = f"\x1b[{COLOURS[problem.severity]}m{first}\x1b[0m"
         print("\n".join([first, *rest]), file=sys.stderr)

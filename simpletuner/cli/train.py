@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from simpletuner import launch
 from simpletuner.check import check, with_seed
 from simpletuner.cli import problems, sources
 from simpletuner.config import OPTIONS, command_line
-from simpletuner.errors import DiskError, HardwareError, Problem
+from simpletuner.errors import HardwareError, Problem
 from simpletuner.models import families
 from simpletuner.surfaces import help_text
 from simpletuner.training.lock import Lock
@@ -77,7 +78,7 @@ def command(asked: sources.Asked, as_json: bool, resume: str | None) -> None:
     resolved = _prepare(training.output_dir)
     checked.config.write(resolved)
     code = launch.run(launch.command(resolved, json_events=as_json), training.stop_timeout)
-    if code == -9:
+    if code == -signal.SIGKILL:
         raise HardwareError(launch.KILLED, fix="close other programs, or train on a machine with more RAM")
     sys.exit(code)
 
@@ -87,11 +88,4 @@ def _prepare(output_dir: Path) -> Path:
     with Lock(output_dir) as lock:  # held by another run: this says by whom
         if lock.taken_over:
             problems.show([Problem(lock.taken_over, severity="warning")])
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe = output_dir / ".probe"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise DiskError(f"{output_dir} cannot be written: {error.strerror}", fix="choose another output_dir") from error
     return output_dir / "config.resolved.json"

@@ -106,33 +106,31 @@ class Shelf:
         write_rejected(self.dataset, self.scan.left_out)
 
     def _sample_marks(self) -> dict[str, str]:
-        """A short hash of each sample, so that a later start can name the pictures that changed."""
+        """A hash of each sample by path: content, placement, captions."""
         marks = {}
-        for sample, placement in self.items:
-            text = json.dumps([sample.digest, placed_as(placement), list(sample.captions)])
-            marks[sample.path] = hashlib.sha256(text.encode()).hexdigest()[:12]
+        for sample, placement in sorted(self.items, key=lambda item: item.sample.id):
+            text = json.dumps([sample.digest, placed_as(placement), list(sample.captions)], separators=(",", ":"))
+            marks[sample.path] = hashlib.sha256(text.encode()).hexdigest()
         return marks
 
     def describe(self) -> dict[str, Any]:
         """Plain data for checkpoints, manifests and reports. Equal fingerprints mean equal batches."""
+        entry, marks = self.dataset.entry, self._sample_marks()
         # What a resume would meet in another order, or weigh otherwise, counts as another dataset.
-        entry = self.dataset.entry
         ways = [self.batch_size, self.repeats, entry.probability, entry.loss_weight, entry.is_regularisation_data]
-        hasher = hashlib.sha256(json.dumps(ways).encode())
-        for sample, placement in sorted(self.items, key=lambda item: item.sample.id):
-            line = [sample.id, sample.digest, placed_as(placement), list(sample.captions)]
-            hasher.update(json.dumps(line, separators=(",", ":")).encode())
+        fingerprint = hashlib.sha256(json.dumps([self.id, ways, list(marks.items())]).encode()).hexdigest()
         upscaled = sum(enlargement(item.sample.size, item.placement.resize) > 0 for item in self.items)
         return {
             "id": self.id,
-            "fingerprint": hasher.hexdigest(),
+            "fingerprint": fingerprint,
             "images": len(self.items),
             "excluded": self.scan.reasons(),
             "beyond_subset": self.scan.beyond_subset,
             "upscaled": upscaled,
             "buckets": {bucket: len(items) for bucket, items in self.buckets().items()},
-            "caption_dropout_probability": self.dataset.entry.caption_dropout_probability,
-            "samples": self._sample_marks() if len(self.items) <= MOST_MARKS else {},
+            "caption_dropout_probability": entry.caption_dropout_probability,
+            # So that a later start can name the pictures that changed.
+            "samples": {path: mark[:12] for path, mark in marks.items()} if len(marks) <= MOST_MARKS else {},
             "repeats": self.repeats,
             "batch_size": self.batch_size,
         }

@@ -11,7 +11,7 @@ import torch
 from simpletuner.errors import HardwareError
 from simpletuner.training.options import Speed
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "no": torch.float32}
 
 
 def choose_device() -> torch.device:
