@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from simpletuner.training.signals import EXIT_CODES
+
 # A trainer that vanishes by SIGKILL without our doing was most likely killed for want of RAM.
 KILLED = "the system ended the trainer (SIGKILL), most likely for want of RAM"
 
@@ -27,11 +28,9 @@ def run(argv: Sequence[str], stop_timeout: float) -> int:
 
     def forward(number: int, frame: object) -> None:
         asked.append(number)
-        # A closed terminal (SIGHUP) means the same as SIGTERM: save, and end.
-        passed = signal.SIGTERM if number == signal.SIGHUP else number
-        os.killpg(child.pid, signal.SIGKILL if len(asked) > 2 else passed)
+        os.killpg(child.pid, signal.SIGKILL if len(asked) > 2 else number)
 
-    previous = {number: signal.signal(number, forward) for number in PASSED_ON}
+    previous = {number: signal.signal(number, forward) for number in EXIT_CODES}
     try:
         while True:
             try:

@@ -23,6 +23,7 @@ from simpletuner.tracking.logfile import LogFile
 from simpletuner.tracking.options import Logging
 from simpletuner.training.lock import Lock
 from simpletuner.training.options import Saving, Training
+from simpletuner.training.signals import EXIT_CODES
 from simpletuner.validation.options import Validation
 
 
@@ -119,7 +120,7 @@ class _Ended(BaseException):
     """A signal while preparing. No library that expects an Exception may take it for its own."""
 
     def __init__(self, number: int):
-        self.name, self.exit_code = signal.Signals(number).name, 128 + number
+        self.name, self.exit_code = signal.Signals(number).name, EXIT_CODES[signal.Signals(number)]
         super().__init__(f"stopped by {self.name} while preparing; what is cached stays")
 
 
@@ -130,7 +131,7 @@ def _ended_by_signals() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         raise _Ended(number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, end) for number in EXIT_CODES}
     try:
         yield
     finally:

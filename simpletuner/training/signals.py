@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop after the step: the first one asks, the second ends at once."""
+"""SIGINT, SIGTERM and SIGHUP as a request to stop after the step: the first one asks, the second ends at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 
 from simpletuner.errors import Stopped
 
+# What ends a run, with its exit code. A closed terminal (SIGHUP) means the same as SIGTERM.
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
+
 
 class StopRequest:
     """Holds what was asked for. As a context it listens to signals, and gives the old handlers back at the end, unless
     a signal came: then the process is on its way out, and a second signal still ends it at once.
 
-    The first signal sets `exit_code` to 128 + its number and starts a clock of `timeout_seconds`. When that runs out,
+    The first signal sets `exit_code` and starts a clock of `timeout_seconds`. When that runs out,
     or a second signal comes, the process ends where it stands. The last checkpoint is whole either way.
     """
 
@@ -28,7 +31,7 @@ class StopRequest:
         self._clock: threading.Timer | None = None
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in EXIT_CODES:
             self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -54,13 +57,13 @@ class StopRequest:
         return Stopped(f"stopped by {self.reason}; {saved}", self.exit_code)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
+        name, code = signal.Signals(number).name, EXIT_CODES[signal.Signals(number)]
         if self.exit_code is not None and self.exit_code > 0:
-            self._end(128 + number, f"second signal ({name}): ending at once; the last checkpoint is whole")
-        self.reason, self.exit_code = name, 128 + number
+            self._end(code, f"second signal ({name}): ending at once; the last checkpoint is whole")
+        self.reason, self.exit_code = name, code
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{name}: saving after this step\n".encode())
         timeout = f"{name}: no checkpoint within stop_timeout={self.timeout_seconds:g} s; the previous one is whole"
-        self._clock = threading.Timer(self.timeout_seconds, self._end, (128 + number, timeout))
+        self._clock = threading.Timer(self.timeout_seconds, self._end, (code, timeout))
         self._clock.daemon = True
         self._clock.start()
 
