@@ -44,7 +44,8 @@ def check(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str,
     found, more = read_datasets(config)
     problems += more
     library, more = read_prompts(config, found)
-    return Checked(config, found, library, list(dict.fromkeys(problems + more)))
+    problems += more + rules.check_contents(config, found.images if found else (), library)
+    return Checked(config, found, library, list(dict.fromkeys(problems)))
 
 
 def read_datasets(config: Config) -> tuple[Datasets | None, list[Problem]]:

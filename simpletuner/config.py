@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import simpletuner
 from simpletuner import examples, reading, retired, schema
+from simpletuner.adapters.kinds import KINDS
 from simpletuner.adapters.options import Adapter
 from simpletuner.data.options import Data
 from simpletuner.diffusion.options import Objective
@@ -58,7 +59,6 @@ SETTINGS = {  # variables of the program itself, SIMPLETUNER_<NAME>, that are no
 }  # fmt: skip
 ENV_PREFIX = "SIMPLETUNER_"
 EXTRA_ARGS = "TRAINER_EXTRA_ARGS"
-LORA_RATE = 1e-4  # what a LoRA learns well at; LoKr and full training will have their own
 
 G = TypeVar("G", bound=Group)
 
@@ -79,6 +79,14 @@ class Config:
     def values(self) -> dict[str, Any]:
         """Every option as plain JSON data."""
         return {key: _plain(getattr(group, key)) for group in self.groups.values() for key in type(group).model_fields}
+
+    def applies(self, key: str) -> bool:
+        """Whether the option can have an effect: what it depends on has one of the values that it needs."""
+        when = OPTIONS[key].when
+        if when is None:
+            return True
+        group = next(group for group in self.groups.values() if when.key in type(group).model_fields)
+        return getattr(group, when.key) in when.values
 
     def origin(self, key: str) -> str:
         return self.origins.get(key, "default")
@@ -302,9 +310,10 @@ def load(
 def _filled(config: Config) -> Config:
     """Defaults that depend on another option."""
     groups = dict(config.groups)
-    optimizer = groups.get("Optimizer")
-    if isinstance(optimizer, Optimizer) and optimizer.learning_rate is None:
-        groups["Optimizer"] = optimizer.model_copy(update={"learning_rate": LORA_RATE})
+    model, optimizer = groups.get("Model"), groups.get("Optimizer")
+    if isinstance(model, Model) and isinstance(optimizer, Optimizer) and optimizer.learning_rate is None:
+        rate = KINDS[model.model_type].rate
+        groups["Optimizer"] = optimizer.model_copy(update={"learning_rate": rate})
     return replace(config, groups=groups)
 
 

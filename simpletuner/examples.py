@@ -26,7 +26,7 @@ EXAMPLES = {
         "nano",
         "no GPU",
         "1-2 min",
-        "teaches the bundled tiny Flux the style of 20 line icons",
+        "teaches the bundled tiny Flux the look of a print in three inks",
     )
 }
 

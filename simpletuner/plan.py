@@ -17,55 +17,57 @@ from simpletuner.memory.options import Memory
 from simpletuner.models import Flavour
 from simpletuner.models.options import Model
 from simpletuner.optim.options import Optimizer
+from simpletuner.protocols import Adapter as Trained
 from simpletuner.training.options import Saving, Speed, Training
 from simpletuner.validation.options import Validation
 
 if TYPE_CHECKING:
     import torch
 
-OPTIMIZER_BYTES = 8  # a parameter's two fp32 moments, the most that the optimizers of the table keep
+MOMENTS = 2  # that an optimizer keeps of each weight, in the weight's precision; a few keep one more or less
 
 
-def checkpoint_bytes(parameters: Mapping[str, Any]) -> int:
-    """A checkpoint holds the weights twice (exact, and as exported), and the optimizer's state."""
-    return sum(p.numel() * (2 * p.element_size() + OPTIMIZER_BYTES) for p in parameters.values())
+def checkpoint_bytes(parameters: Mapping[str, Any], copies: int) -> int:
+    """An estimate: the weights, twice unless the export is the exact state as well, and the optimizer's state."""
+    return sum(p.numel() * p.element_size() * (copies + MOMENTS) for p in parameters.values())
 
 
 def relief(config: Config) -> list[str]:
     """Lines that would make a run fit into memory and do not hold yet; what costs no quality comes first."""
     memory, data, batch = config[Memory], config[Data], config[Training].train_batch_size
+    rank = config[Adapter].lora_rank
+    wide = memory.base_dtype(config[Speed].mixed_precision) == "fp32"
     smaller_optimizer = config[Speed].mixed_precision == "bf16" and config[Optimizer].optimizer != "adamw_bf16"
     lines = {
         "gradient_checkpointing=true": not memory.gradient_checkpointing,
         "gradient_checkpointing_interval=1": memory.gradient_checkpointing_interval > 1,
         f"train_batch_size=1, gradient_accumulation_steps={batch}": batch > 1,
-        "optimizer=adamw_bf16": smaller_optimizer,
-        f"lora_rank={config[Adapter].lora_rank // 2}, in a new output_dir": config[Adapter].lora_rank > 1,
+        "optimizer=adamw_bf16": smaller_optimizer and not wide,
+        "optimizer=adamw_bf16, base_model_precision=bf16, in a new output_dir": smaller_optimizer and wide,
+        f"lora_rank={rank // 2}, in a new output_dir": rank > 1 and config.applies("lora_rank"),
         f"resolution={data.resolution / 2:g}, in a new output_dir": data.resolution_type != "area",
     }
     return [line for line, helps in lines.items() if helps]
 
 
 def first_screen(
-    config: Config, flavour: Flavour, library: Library, parameters: Mapping[str, Any], total_steps: int,
+    config: Config, flavour: Flavour, library: Library, adapter: Trained, total_steps: int,
     resumed: Path | None, device: torch.device,
 ) -> str:  # fmt: skip
     """At most 24 lines of 80 columns: what will be trained, on what, how long, and what is kept."""
-    training, adapter, optimizer = config[Training], config[Adapter], config[Optimizer]
+    training, optimizer, parameters = config[Training], config[Optimizer], adapter.parameters()
     numel = sum(p.numel() for p in parameters.values())
     saving, kept = config[Saving], config[Saving].checkpoints_total_limit or "all"
     megabytes = sum(p.numel() * p.element_size() for p in parameters.values()) / 1e6
-    base: str = config[Memory].base_model_precision
-    base = config[Speed].mixed_precision if base == "no_change" else base
+    base = config[Memory].base_dtype(config[Speed].mixed_precision)
     per_epoch = batches_per_epoch(library.pools())
     updates = per_epoch / training.gradient_accumulation_steps
     batch = f"{training.train_batch_size} x {training.gradient_accumulation_steps}"
     rows = [
         (
             "model",
-            f"{config[Model].model_family} {flavour.name}, LoRA rank {adapter.lora_rank} "
-            f"on {adapter.flux_lora_target!r} "
-            f"({numel / 1e6:.2f} M, {megabytes:.1f} MB), base {'fp32' if base == 'no' else base}",
+            f"{config[Model].model_family} {flavour.name}, {adapter.summary()} "
+            f"({numel / 1e6:.2f} M, {megabytes:.1f} MB), base {base}",
         ),
         ("licence", f"{flavour.licence}: the result inherits it"),
         *_data_rows(library),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simpletuner.check import Checked, check, with_seed
 from simpletuner.config import ENV_PREFIX, EXTRA_ARGS
@@ -21,10 +22,14 @@ from simpletuner.events import EventLog
 from simpletuner.tracking.console import Console
 from simpletuner.tracking.logfile import LogFile
 from simpletuner.tracking.options import Logging
+from simpletuner.tracking.report import ReportFile
 from simpletuner.training.lock import Lock
 from simpletuner.training.options import Saving, Training
 from simpletuner.training.signals import EXIT_CODES
 from simpletuner.validation.options import Validation
+
+if TYPE_CHECKING:
+    from simpletuner.recipe import Run
 
 
 def main() -> None:
@@ -58,6 +63,7 @@ def run(path: Path, *, json_events: bool = False) -> int:
 def _run_locked(checked: Checked, json_events: bool, lock: Lock) -> int:
     output_dir = checked.config[Training].output_dir
     events = EventLog(output_dir)
+    events.subscribe(ReportFile(output_dir, events))
     console = Console(sys.stderr, intervals=_intervals(checked))
     events.subscribe(LogFile(checked.config[Logging].logging_dir or output_dir / "logs"))
     events.subscribe(
@@ -67,16 +73,18 @@ def _run_locked(checked: Checked, json_events: bool, lock: Lock) -> int:
         events.warn("lock_taken_over", lock.taken_over)
     started = time.monotonic()
     try:
-        result, step = _train(checked, events)
+        run, result = _train(checked, events)
         events.emit(
             "run.finished",
-            step=step,
+            step=run.progress.step,
             result=result.name,
             seconds=round(time.monotonic() - started, 1),
             pending_uploads=0,
         )
         console.close()
-        _say(_ending(result, step))
+        from simpletuner.ending import last_lines  # needs torch, which has loaded by now
+
+        _say(last_lines(run, result))
         return 0
     except _Ended as ended:
         console.close()
@@ -105,15 +113,15 @@ def _intervals(checked: Checked) -> dict[str, int]:
     return intervals
 
 
-def _train(checked: Checked, events: EventLog) -> tuple[Path, int]:
+def _train(checked: Checked, events: EventLog) -> tuple[Run, Path]:
     from simpletuner.recipe import Run  # torch loads here, after the mistakes of the configuration were told
     from simpletuner.training.signals import StopRequest
 
     assert checked.datasets is not None
     stop = StopRequest(checked.config[Training].stop_timeout)
     run = Run(checked.config, checked.datasets, checked.prompts, events, stop)
-    events.emit("run.started", family=run.record.name, flavour=run.flavour.name, model_type="lora", world_size=1)
-    return run.train(), run.progress.step
+    events.emit("run.started", family=run.record.name, flavour=run.flavour.name, model_type=run.kind.name, world_size=1)
+    return run, run.train()
 
 
 class _Ended(BaseException):
@@ -164,11 +172,3 @@ def _say(text: str) -> None:
     """A line for people. The reader may have gone; that changes nothing about the outcome."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-
-
-def _ending(result: Path, step: int) -> str:
-    """The last lines: how to use the result, the before/after picture of this step, and the file."""
-    sheet = result.parent / "sheets" / f"step_{step}.jpg"
-    lines = [f'use it:  pipeline.load_lora_weights("{result.parent}", weight_name="{result.name}")']
-    lines += [f"before/after: {sheet}"] if sheet.is_file() else []
-    return "\n".join([*lines, f"LoRA: {result}"])

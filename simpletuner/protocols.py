@@ -64,6 +64,10 @@ class ModelFamily(Protocol):
         self, height: int, width: int
     ) -> int: ...  # latent size -> image tokens, for resolution-dependent shift
     def export_facts(self) -> dict[str, Any]: ...  # own settings, for the metadata of exported files
+    def pipeline_files(self) -> dict[str, Path | str]: ...  # of a whole model folder, all but the denoiser
+    def opening(self, whole: Path | None = None) -> list[str]: ...  # Python up to a `pipeline` of the base, or of that
+    def picture(self, prompt: str, size: Size, *, steps: int, guidance: float, real: float) -> str: ...  # then this
+    def layers(self) -> Mapping[str, tuple[int, ...]]: ...  # (out, in) of the denoiser's linear layers, unloaded
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]: ...  # what activation checkpointing recomputes
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...  # same shape as x_t
     def sampler(self, denoiser: nn.Module) -> Sampler: ...
@@ -93,12 +97,16 @@ class Adapter(Protocol):
     """What is trained on top of, or instead of, the frozen base."""
 
     kind: str
+    format: str  # dialect of what `export` writes
+    checks: tuple[str, ...]  # what `check` looks at, in a word each
 
     def attach(self, denoiser: nn.Module) -> None: ...
     def parameters(self) -> Mapping[str, nn.Parameter]: ...  # by stable name, in the order of the model
-    def disabled(self) -> AbstractContextManager[None]: ...  # the base model alone
+    def disabled(self) -> AbstractContextManager[None]: ...  # the base model alone, where there is one
     def scaled(self, strength: float) -> AbstractContextManager[None]: ...
     def state(self) -> dict[str, Tensor]: ...  # exact training weights, as stored
     def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
-    def export(self, folder: Path, metadata: Mapping[str, str]) -> Path: ...  # the file that other tools read
-    def check(self, file: Path) -> list[str]: ...  # what is wrong with an exported file; empty if it holds
+    def summary(self) -> str: ...  # what is trained, in a few words
+    def facts(self) -> dict[str, Any]: ...  # its settings, for manifests and metadata
+    def export(self, folder: Path, metadata: Mapping[str, str]) -> Path: ...  # what other tools read: a file, a folder
+    def check(self, file: Path) -> list[str]: ...  # what is wrong with what `export` wrote; empty if it holds

@@ -12,10 +12,8 @@ if __name__ == "__main__":  # first of all, so that mistakes and signals are met
 
     main()
 
-import functools
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from simpletuner import check, keeping, plan
-from simpletuner.adapters.lora import Lora
-from simpletuner.adapters.options import Adapter, module_names
+from simpletuner import assembly, check, keeping, plan
+from simpletuner.adapters.kinds import KINDS
 from simpletuner.config import Config
-from simpletuner.data.cache import TensorCache, text_key
+from simpletuner.data.cache import TensorCache
 from simpletuner.data.datasets import Datasets
 from simpletuner.data.fill import Images, Latents, fill_latents, fill_text, free
 from simpletuner.data.library import Library, open_library
@@ -42,23 +39,23 @@ from simpletuner.events import EventLog
 from simpletuner.memory.checkpointing import recompute
 from simpletuner.memory.options import Memory
 from simpletuner.models import families
-from simpletuner.models.options import Model, ModelMemory
+from simpletuner.models.options import Model
 from simpletuner.optim import build as optimizers
 from simpletuner.optim import schedules
 from simpletuner.optim.options import Optimizer
+from simpletuner.protocols import Adapter
 from simpletuner.tracking.metrics import MetricsFile
 from simpletuner.training import drift
 from simpletuner.training.checkpoint import Checkpoints, Contents
 from simpletuner.training.control import Control
 from simpletuner.training.options import Saving, Speed, Training
-from simpletuner.training.precision import DTYPES, Precision, choose_device, prepare
+from simpletuner.training.precision import Precision, choose_device, prepare
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.trainer import Trainer
-from simpletuner.types import Progress, Prompt, Size
+from simpletuner.types import Progress, Prompt
 from simpletuner.validation import prompts as prompt_library
 from simpletuner.validation.options import Validation
 from simpletuner.validation.run import ValidationRun
-from simpletuner.validation.shots import Defaults
 
 
 @dataclass
@@ -76,6 +73,7 @@ class Run:
         self.output_dir = self.config[Training].output_dir
         self.record = families()[self.config[Model].model_family]
         self.flavour = self.record.flavour(self.config[Model].model_flavour)
+        self.kind = KINDS[self.config[Model].model_type]
         self.objective, _ = objective_options.settle(self.config[Objective], self.config.given)  # the rules have told
         self.seed = self.config[Training].seed
         prepare(self.config[Speed], self.config[Training].deterministic)
@@ -87,7 +85,7 @@ class Run:
     # ---- the phases
 
     def train(self) -> Path:
-        """The whole run; returns the exported file. Raises Stopped once all is saved, if asked to stop."""
+        """The whole run; returns its result, a file or a folder. Raises Stopped once all is saved, if asked to stop."""
         self.family = self.load_family()
         library = self.scan()
         resumed = self.find_checkpoint(library)
@@ -136,27 +134,13 @@ class Run:
             if validation:
                 validation.start(self.progress.step)
             trainer.train()
-        return keeping.publish(self, self.output_dir / f"checkpoint-{self.progress.step}")
+        return keeping.publish(self, adapter, self.output_dir / f"checkpoint-{self.progress.step}")
 
     def load_family(self) -> Any:
         """Finds all parts of the model; downloads nothing large and loads nothing yet."""
-        model, memory, parts = self.config[Model], self.config[Memory], self.config[ModelMemory]
-        vae_dtype = DTYPES["bf16" if model.vae_dtype == "default" else model.vae_dtype]
-        chosen: str = memory.base_model_precision
-        if chosen == "no_change":
-            chosen = "fp32" if memory.base_model_default_dtype == "fp32" else self.config[Speed].mixed_precision
-        family = self.record.load()(
-            model,
-            *(self.config[group] for group in self.record.options),
-            flavour=self.flavour,
-            dtype=self.precision.dtype,
-            base_dtype=DTYPES[chosen],
-            vae_dtype=vae_dtype,
-            seed=self.seed,
-            tiling=parts.vae_enable_tiling,
-            slicing=parts.vae_enable_slicing,
-        )
-        family.prepare()
+        family = assembly.load_family(self.config, self.precision)
+        if not self.kind.base_stays:
+            family.pipeline_files()  # of the result: whatever is missing shows now, and not at the end
         return family
 
     def scan(self) -> Library:
@@ -183,7 +167,7 @@ class Run:
     def encode_texts(self, library: Library) -> TensorCache:
         """Every caption and validation prompt, and the empty one; the encoders are loaded only if one is missing."""
         cache = TensorCache.at(self.datasets.text.cache, self.family.text_fingerprint(), "text")
-        real = self.defaults().guidance_real
+        real = assembly.defaults(self.config[Validation]).guidance_real
         wanted = prompt_library.texts(self.prompts, self.config[Validation].validation_negative_prompt, real)
         fill_text(
             cache,
@@ -212,13 +196,8 @@ class Run:
         )
         return fill_latents(library, images, events=self.events)
 
-    def attach_adapter(self, denoiser: nn.Module) -> Lora:
-        options = self.config[Adapter]
-        dtype = torch.bfloat16 if self.config[Optimizer].optimizer == "adamw_bf16" else torch.float32
-        targets = self.record.targets(options.flux_lora_target, module_names(options))
-        adapter = Lora(options, targets, seed=self.seed, dtype=dtype)
-        adapter.attach(denoiser)
-        return adapter
+    def attach_adapter(self, denoiser: nn.Module) -> Adapter:
+        return assembly.attach_adapter(self.config, denoiser)
 
     # ---- resume and results
 
@@ -234,7 +213,7 @@ class Run:
         training = self.config[Training]
         self.drift = drift.compare(
             json.loads((folder / "config.resolved.json").read_text("utf-8")),
-            self.config.values(),
+            {key: value for key, value in self.config.values().items() if self.config.applies(key)},
             allow_config_drift=training.allow_config_drift,
             i_know_what_i_am_doing=training.i_know_what_i_am_doing,
         )
@@ -271,7 +250,7 @@ class Run:
     def trainer(
         self,
         denoiser: nn.Module,
-        adapter: Lora,
+        adapter: Adapter,
         optimizer: torch.optim.Optimizer,
         loader: Loader,
         checkpoints: Checkpoints,
@@ -308,50 +287,33 @@ class Run:
             parent=adapter.disabled,
         )
 
-    def defaults(self) -> Defaults:
-        """What samples are made with unless a prompt says otherwise."""
-        options = self.config[Validation]  # the flavour's own values are in it already
-        guidance = 3.0 if options.validation_guidance is None else options.validation_guidance
-        return Defaults(options.validation_num_inference_steps or 20, guidance, options.validation_guidance_real or 1.0)
-
-    def validation(self, denoiser: nn.Module, adapter: Lora, texts: TensorCache) -> ValidationRun | None:
+    def validation(self, denoiser: nn.Module, adapter: Adapter, texts: TensorCache) -> ValidationRun | None:
         options, family = self.config[Validation], self.family
         if options.validation_disable:
             return None
-
-        def latent_shape(size: Size) -> tuple[int, int, int, int]:
-            return 1, family.latent_channels, size.height // family.latent_factor, size.width // family.latent_factor
-
         return ValidationRun(
             options=options,
             prompts=self.prompts,
             sampler=family.sampler(denoiser),
-            load_vae=self.vae_loader(),
+            load_vae=assembly.vae_loader(self.config, family, self.device),
             free=free,
-            embed=lambda text: {k: v[None] for k, v in texts.read(text_key(text, texts.encoder)).items()},
+            embed=assembly.embedding(texts),
             adapter=adapter,
-            latent_shape=latent_shape,
+            latent_shape=assembly.latent_shape(family),
             output_dir=self.output_dir,
             events=self.events,
             seed=self.seed,
-            defaults=self.defaults(),
-            base_id=family.denoiser_fingerprint()[:16],
-            facts={"flavour": self.flavour.name, "sampler": "euler"},
+            defaults=assembly.defaults(options),
+            base_id=assembly.base_id(family),
+            facts=assembly.facts(self.config),
             stopping=lambda: self.stop.requested,
+            base_stays=self.kind.base_stays,
         )
-
-    def vae_loader(self) -> Callable[[], nn.Module]:
-        """Loads the VAE each time it is needed, or once if it may stay."""
-        if not self.config[ModelMemory].keep_vae_loaded:
-            return lambda: self.family.load_vae(self.device)
-        return functools.cache(lambda: self.family.load_vae(self.device))
 
     def tell(self, problems: list[Problem]) -> None:
         for problem in problems:
             self.events.emit("log", problem.severity, message=problem.message, fix=problem.fix)
 
-    def show_first_screen(self, library: Library, adapter: Lora, total_steps: int, resumed: Path | None) -> None:
-        text = plan.first_screen(
-            self.config, self.flavour, library, adapter.parameters(), total_steps, resumed, self.device
-        )
+    def show_first_screen(self, library: Library, adapter: Adapter, total_steps: int, resumed: Path | None) -> None:
+        text = plan.first_screen(self.config, self.flavour, library, adapter, total_steps, resumed, self.device)
         self.events.emit("log", "info", message=text)

@@ -277,7 +277,6 @@ OPTIMIZERS = (
     "ao-adamfp8"
 )
 NOT_YET_VALUES: dict[str, set[str]] = {
-    "model_type": {"full"},
     "lora_type": {"lycoris"},
     "flux_lora_module_type": {"dora"},
     "lora_init_type": {"loftq", "olora", "pissa"},

@@ -5,11 +5,12 @@ A rule gets the whole configuration and says nothing, or what is wrong. All rule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from simpletuner.adapters.kinds import KINDS, Kind
 from simpletuner.config import OPTIONS, Config
-from simpletuner.data.datasets import LEAST_EDGE_CELLS, MAX_MEGAPIXELS
+from simpletuner.data.datasets import LEAST_EDGE_CELLS, MAX_MEGAPIXELS, ImageSet
 from simpletuner.data.options import Data
 from simpletuner.diffusion import options as objective
 from simpletuner.diffusion.options import Objective
@@ -20,6 +21,7 @@ from simpletuner.models.flux.options import FluxOptions
 from simpletuner.models.options import Model
 from simpletuner.optim.options import FALLING, Optimizer
 from simpletuner.training.options import Speed, Training
+from simpletuner.types import Prompt
 from simpletuner.validation import sizes
 from simpletuner.validation.options import Validation
 
@@ -33,6 +35,10 @@ def error(message: str, *keys: str, fix: str = "") -> Problem:
 
 def notice(message: str, *keys: str, fix: str = "") -> Problem:
     return Problem(message, severity="notice", keys=keys, fix=fix)
+
+
+def kind(config: Config) -> Kind:
+    return KINDS[config[Model].model_type]
 
 
 def one_length(config: Config) -> Problem | None:
@@ -199,6 +205,21 @@ def bf16_optimizer(config: Config) -> Problem | None:
     return None
 
 
+def updates_are_kept(config: Config) -> Problem | None:
+    """Weights that are trained themselves are fp32, or bf16 with an optimizer that rounds by chance or compensates."""
+    optimizer, computed = config[Optimizer].optimizer, config[Speed].mixed_precision
+    stored = config[Memory].base_dtype(computed)
+    if kind(config).base_stays or stored == "fp32" or (stored == "bf16" and optimizer in BF16_ONLY):
+        return None
+    message = f"model_type=full would train weights in {stored}, where {optimizer} rounds small updates away"
+    fix = "base_model_precision=fp32, with mixed_precision as it is"
+    if stored == computed == "bf16":
+        fix += ", or optimizer=adamw_bf16 for half the memory"
+    if optimizer in BF16_ONLY:
+        fix = "base_model_precision=bf16"
+    return error(message, "model_type", "optimizer", "base_model_precision", "mixed_precision", fix=fix)
+
+
 def prompts_are_used(config: Config) -> Problem | None:
     if (
         "validation_prompt" in config.given
@@ -212,22 +233,40 @@ def prompts_are_used(config: Config) -> Problem | None:
 def conditions_hold(config: Config) -> Iterator[Problem]:
     """Options that depend on one value of another say so, unless they hold their default."""
     values = config.values()
-    for key in sorted(config.given):
-        option = OPTIONS.get(key)
-        if (
-            option
-            and option.when
-            and values[key] != option.default
-            and values[option.when.key] not in option.when.values
-        ):
+    for key in sorted(config.given & OPTIONS.keys()):
+        option = OPTIONS[key]
+        if option.when and values[key] != option.default and not config.applies(key):
             yield notice(f"{key} has no effect unless {option.when}", key, option.when.key)
 
 
 RULES: tuple[Callable[[Config], Problem | None | Iterator[Problem]], ...] = (
     one_length, sizes_together, sizes_in_order, resolution_has_its_unit, dataset_file_is_there,
     base_matches_computation, one_time_mode, unshifted_modes, guidance_range, negative_prompt_is_used,
-    validation_sizes, rate_falls, warmup_ends, bf16_optimizer, prompts_are_used, conditions_hold,
+    validation_sizes, rate_falls, warmup_ends, bf16_optimizer, updates_are_kept, prompts_are_used, conditions_hold,
 )  # fmt: skip
+
+
+# ---- rules that also look at the datasets or the prompts
+
+
+def regularisation_has_a_base(config: Config, datasets: Sequence[ImageSet], _: Sequence[Prompt]) -> Iterator[Problem]:
+    for dataset in datasets:
+        if dataset.entry.is_regularisation_data and not kind(config).base_stays:
+            message = f"dataset {dataset.id} is for regularisation, and model_type=full leaves no base model to aim at"
+            fix = "disable the dataset, or train a LoRA"
+            keys = ("model_type", "is_regularisation_data")
+            yield Problem(message, where=dataset.where, keys=keys, fix=fix)
+
+
+def strength_has_an_adapter(config: Config, _: Sequence[ImageSet], prompts: Sequence[Prompt]) -> Iterator[Problem]:
+    for prompt in prompts:
+        strength = prompt.adapter_strength
+        if strength not in (None, 1.0) and not kind(config).base_stays:
+            message = f"prompt {prompt.nickname}: adapter_strength is {strength:g}, and model_type=full has no adapter"
+            yield error(message, "model_type", "user_prompt_library", fix="remove adapter_strength")
+
+
+CONTENT_RULES = (regularisation_has_a_base, strength_has_an_adapter)
 
 
 def check(config: Config) -> list[Problem]:
@@ -237,6 +276,11 @@ def check(config: Config) -> list[Problem]:
         found = rule(config)
         findings += [found] if isinstance(found, Problem) else [p for p in found or ()]
     return [_placed(config, finding) for finding in findings]
+
+
+def check_contents(config: Config, datasets: Sequence[ImageSet], prompts: Sequence[Prompt]) -> list[Problem]:
+    """The findings of the rules about what the dataset file and the prompt library hold."""
+    return [_placed(config, finding) for rule in CONTENT_RULES for finding in rule(config, datasets, prompts)]
 
 
 def _placed(config: Config, problem: Problem) -> Problem:

@@ -84,3 +84,12 @@ class Prompt:
     guidance_real: float | None = None
     adapter_strength: float | None = None
     inputs: tuple[str, ...] = field(default=())
+
+
+def remark(nickname: str, text: str) -> str:
+    """What a prompt's nickname says beyond the prompt, for people: "in_the_set_cat" of "a cat" is "in the set"."""
+    said = {word.strip(".,;:!?\"'()").casefold() for word in text.split()}
+    words = nickname.replace("_", " ").split()
+    while words and words[-1].casefold() in said:
+        words.pop()
+    return " ".join(words)

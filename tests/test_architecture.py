@@ -23,7 +23,7 @@ FLOORS = (
     ("nouns", {"types", "protocols", "diffusion"}),
     ("parts", {"data", "models", "adapters", "memory", "optim", "training", "validation", "tracking"}),
     ("config", {"config", "rules", "check"}),
-    ("joins", {"recipe", "keeping", "plan", "launch", "process"}),
+    ("joins", {"recipe", "assembly", "keeping", "plan", "launch", "process", "ending", "generate", "publishing"}),
     ("doors", {"cli"}),
 )
 FLOOR = {name: floor for floor, (_, names) in enumerate(FLOORS) for name in names}

@@ -64,6 +64,7 @@ def test_an_explicit_value_wins_over_the_flavours():
 
 def test_the_default_rate_is_that_of_a_lora():
     assert load(None, {}, {})[0][Optimizer].learning_rate == 1e-4
+    assert load(None, {"model_type": "full"}, {})[0][Optimizer].learning_rate == 1e-5
     assert load(None, {"learning_rate": "2e-3"}, {})[0][Optimizer].learning_rate == 2e-3
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from simpletuner import rules
+from simpletuner.check import check
 from simpletuner.config import load
 from simpletuner.errors import has_errors
 
 LENGTH = {"max_train_steps": 100}
 BETA = {"flow_use_beta_schedule": True}
+
+FULL, LORA, TORCH = {"model_type": "full"}, {"model_type": "lora"}, {"optimizer": "torch-adamw"}
+LORA_ONLY = {
+    "lora_rank": 4, "lora_alpha": 4.0, "lora_dropout": 0.1, "flux_lora_module_type": "rslora",
+    "lora_init_type": "gaussian", "flux_lora_target": "mlp", "peft_lora_target_modules": "to_q",
+    "lora_format": "comfyui",
+}  # fmt: skip
 
 # rule, severity, values that break it, a word of the message, and values beside them that are fine
 CASES = [
@@ -116,6 +126,25 @@ CASES = [
         "trains bf16 weights",
         {"base_model_precision": "bf16"},
     ),
+    ("updates_are_kept", "error", FULL | TORCH, "torch-adamw rounds small updates away", {"optimizer": "adamw_bf16"}),
+    ("updates_are_kept", "error", FULL | TORCH, "weights in bf16", {"base_model_precision": "fp32"}),
+    ("updates_are_kept", "error", FULL | TORCH, "weights in bf16", {"base_model_default_dtype": "fp32"}),
+    ("updates_are_kept", "error", FULL | TORCH, "weights in bf16", {"mixed_precision": "no"}),
+    ("updates_are_kept", "error", FULL | TORCH, "weights in bf16", {"model_type": "lora"}),
+    (
+        "updates_are_kept",
+        "error",
+        FULL | TORCH | {"mixed_precision": "fp16"},
+        "weights in fp16",
+        {"base_model_precision": "fp32"},
+    ),
+    (
+        "updates_are_kept",
+        "error",
+        FULL | {"base_model_precision": "fp16"},
+        "weights in fp16, where adamw_bf16",
+        {"base_model_precision": "bf16"},
+    ),
     (
         "prompts_are_used",
         "notice",
@@ -134,6 +163,10 @@ CASES = [
         {"flux_guidance_mode": "random-range"},
     ),
     ("conditions_hold", "notice", {"lr_power": 2}, "has no effect", {"lr_power": 0.8}),
+    *(
+        ("conditions_hold", "notice", FULL | {key: value}, f"{key} has no effect unless model_type=lora", LORA)
+        for key, value in LORA_ONLY.items()
+    ),
 ]
 
 
@@ -170,6 +203,27 @@ def test_a_rule_speaks_when_it_is_broken_and_only_then(config, name, severity, b
 
 def test_every_rule_has_a_case():
     assert {case[0] for case in CASES} == {rule.__name__ for rule in rules.RULES}
+
+
+@pytest.mark.parametrize(("kind", "count"), [("full", 3), ("lora", 0)])
+def test_full_training_has_no_base_to_aim_at_and_no_strength(tmp_path, monkeypatch, kind, count):
+    """Told together with the other mistakes, each at its place."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cats").mkdir()
+    entry = {"type": "local", "instance_data_dir": str(tmp_path / "cats"), "resolution": 1024}
+    (tmp_path / "sets.json").write_text(
+        json.dumps([{"id": "own"} | entry, {"id": "all", "is_regularization_data": True} | entry])
+    )
+    strengths = {name: {"prompt": "a", "adapter_strength": s} for name, s in (("whole", 1), ("half", 0.5))}
+    (tmp_path / "prompts.json").write_text(json.dumps({"plain": "a"} | strengths))
+    values = {"data_backend_config": "sets.json", "user_prompt_library": "prompts.json", "model_type": kind}
+    checked = check(None, LENGTH | TORCH | values, {})
+    found = [problem for problem in checked.problems if problem.severity == "error"]
+    assert len(found) == count and all("model_type" in problem.keys for problem in found), found
+    if found:
+        assert "would train weights in bf16" in found[0].message
+        assert "dataset all is for regularisation" in found[1].message and "sets.json" in found[1].where
+        assert "prompt half: adapter_strength is 0.5" in found[2].message and found[2].where == "command line"
 
 
 def test_defaults_break_no_rule(config):

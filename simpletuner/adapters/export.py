@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from simpletuner.adapters.names import names
+from simpletuner.adapters.kinds import LORA
+from simpletuner.adapters.metadata import limited, with_paths
+from simpletuner.adapters.names import KEY, PREFIX, names
 from simpletuner.adapters.options import Adapter
 from simpletuner.diffusion import draw
 
-FILE = "pytorch_lora_weights.safetensors"
-PREFIX = "transformer."
-KEY = re.compile(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)")
+FILE = LORA
 # Words by which diffusers takes a file for another tool's and converts it.
 FORBIDDEN = ("processor", "base_model", "query_norm.scale", "lora_down")
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}  # of the delta, relative
@@ -42,7 +41,7 @@ def write(folder: Path, pairs: Pairs, scale: float, options: Adapter, metadata: 
     if options.lora_format == "diffusers":
         head["lora_adapter_metadata"] = json.dumps(_peft(options.lora_rank, list(pairs)), sort_keys=True)
     if options.lora_metadata != "none":
-        head |= {key: value for key, value in metadata.items() if kept(key, options.lora_metadata)}
+        head |= limited(metadata, options.lora_metadata)
         head |= hashes(tensors, head)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{FILE}.tmp-{os.getpid()}"
@@ -68,12 +67,6 @@ def _peft(rank: int, modules: list[str]) -> dict[str, object]:
     return {PREFIX + key: value for key, value in values.items()}
 
 
-def kept(key: str, level: str) -> bool:
-    """Whether `lora_metadata` = level lets a key into the file."""
-    told = {"ss_tag_frequency", "ss_output_name", "modelspec.title", "modelspec.date"}
-    return level == "standard" or key not in told
-
-
 def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """kohya's two hashes (sd-scripts: library/train_util.py, precalculate_safetensors_hashes), and the model spec's."""
     data = save(dict(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
@@ -92,7 +85,7 @@ def check(path: Path, pairs: Pairs, scale: float) -> list[str]:
         return [f"{path.name} cannot be read: {error}"]
     found, wrong = _sorted(tensors)
     wrong += _check_scale(found, metadata)
-    wrong += [f"metadata {key} holds a path" for key, value in metadata.items() if _is_path(value)]
+    wrong += [f"metadata {key} holds a path" for key in with_paths(metadata)]
     wrong += [f"{module} was trained and is not in the file" for module in pairs if module not in found]
     wrong += [f"{module} is in the file and was not trained" for module in found if module not in pairs]
     for module in pairs.keys() & found.keys():
@@ -159,8 +152,3 @@ def _check_module(module: str, parts: Mapping[str, Tensor], live: tuple[Tensor, 
     if not float((mine - theirs).norm()) <= limit:  # NaN fails too
         return [f"{PREFIX}{module}: the file changes the layer by something else than was trained"]
     return []
-
-
-def _is_path(value: str) -> bool:
-    """Whether a metadata value gives away a place on a disk."""
-    return value.startswith(("/", "~", "./", "../")) or re.match(r"[A-Za-z]:[\\/]", value) is not None

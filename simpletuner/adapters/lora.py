@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simpletuner.adapters import export, targets
-from simpletuner.adapters.options import Adapter
+from simpletuner.adapters import export, targets, weights
+from simpletuner.adapters.lora_file import LoraFile
+from simpletuner.adapters.options import Adapter, module_names
 from simpletuner.diffusion import draw
-from simpletuner.errors import ConfigError
 
 NAME = "default"  # of the adapter inside PEFT's layers
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors writes them
 
 
 class Lora:
     """A LoRA for one denoiser. `names`: module names to adapt (see `targets.matches`); dtype: that of A and B."""
 
     kind = "lora"
+    checks = ("keys", "values", "scale")
 
     def __init__(self, options: Adapter, names: Sequence[str], *, seed: int, dtype: torch.dtype):
         self.options, self.names, self.seed, self.dtype = options, tuple(names), seed, dtype
         self.scale = options.scale
         self.layers: dict[str, Any] = {}  # module path -> PEFT's layer, in the order of the model
+
+    @classmethod
+    def build(cls, options: Adapter, targets: Callable[..., Sequence[str]], *, seed: int, dtype: torch.dtype) -> Lora:
+        """The adapter that the options describe. targets: (preset, own names or None) -> names, as a family has it."""
+        return cls(options, targets(options.flux_lora_target, module_names(options)), seed=seed, dtype=dtype)
+
+    @classmethod
+    def of_file(cls, file: LoraFile) -> Lora:
+        """The adapter that a file was written from, with a scale of 1. Attach it, then load `file.state()`."""
+        exactly = [f"^{re.escape(module)}$" for module in file.modules]  # a bare path would also match as an ending
+        options = Adapter().model_copy(update={"lora_rank": file.rank})  # of any size, other programs' too
+        return cls(options, exactly, seed=0, dtype=DTYPES[file.dtype])
+
+    @property
+    def format(self) -> str:
+        """The dialect of the exported file."""
+        return self.options.lora_format
 
     def attach(self, denoiser: nn.Module) -> None:
         """Puts the adapter into the model, which otherwise stays as it is; its output does not change yet."""
@@ -102,18 +121,17 @@ class Lora:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores `state()`. ConfigError if other modules or another rank were trained."""
-        own = self.parameters()
-        wrong = sorted(own.keys() ^ tensors.keys())
-        wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
-        if wrong:
-            raise ConfigError(
-                f"the saved adapter does not fit this one: {len(wrong)} of {len(own)} tensors differ",
-                fix="keep lora_rank and flux_lora_target as they were, or start a new run",
-                details=wrong[:8],
-            )
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(tensors[name])
+        fix = "keep lora_rank and flux_lora_target as they were, or start a new run"
+        weights.restore(self.parameters(), tensors, "adapter", fix)
+
+    def summary(self) -> str:
+        """What is trained, in the words of the first screen."""
+        return f"LoRA rank {self.options.lora_rank} on {self.options.flux_lora_target!r}"
+
+    def facts(self) -> dict[str, Any]:
+        """Its settings, for manifests and metadata."""
+        options = self.options
+        return {"rank": options.lora_rank, "alpha": options.alpha, "targets": options.flux_lora_target}
 
     def export(self, folder: Path, metadata: Mapping[str, str]) -> Path:
         """Writes the file that other tools read, the scale folded into A. `metadata`: see `export.describe`."""

@@ -1,8 +1,9 @@
-"""What an exported LoRA says about its run, in the keys that other tools look for: kohya's, the model spec's, ours."""
+"""What an exported file says about its run, in the keys that other tools look for: kohya's, the model spec's, ours."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,6 +43,8 @@ SPEC = {
     "comment": "modelspec.description",
 }
 
+PATH = re.compile(r"/|~|\.\.?/|[A-Za-z]:[\\/]")
+
 
 def describe(facts: Mapping[str, Any]) -> dict[str, str]:
     """The file's metadata from plain facts of the run: the keys of SS, OURS and SPEC, `network_args` and `tags` (dataset -> caption -> count).
@@ -58,16 +61,39 @@ def describe(facts: Mapping[str, Any]) -> dict[str, str]:
         edge = _text(known["resolution"])
         found["modelspec.resolution"] = edge if "x" in edge else f"{edge}x{edge}"
     if "rank" in known:
-        found["ss_network_alpha"] = found["ss_network_dim"]  # of the folded tensors
+        found |= _network(found, known.get("network_args", {}))
     return found | {
-        "ss_network_module": "networks.lora_flux",
-        "ss_network_args": json.dumps(known.get("network_args", {}), sort_keys=True),
         "ss_tag_frequency": json.dumps(known.get("tags", {}), sort_keys=True, ensure_ascii=False),
         "ss_base_model_version": "flux1",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers",
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _network(found: Mapping[str, str], arguments: Mapping[str, Any]) -> dict[str, str]:
+    """What only an adapter's file says, over what a whole model's says."""
+    own = {
+        "ss_network_alpha": found["ss_network_dim"],  # of the folded tensors
+        "ss_network_module": "networks.lora_flux",
+        "ss_network_args": json.dumps(arguments, sort_keys=True),
+    }
+    key = SPEC["architecture"]
+    return own | ({key: f"{found[key]}/lora"} if key in found else {})
+
+
+def limited(metadata: Mapping[str, str], level: str) -> dict[str, str]:
+    """What `lora_metadata` = level lets into the file."""
+    personal = {"ss_tag_frequency", "ss_output_name", "modelspec.title", "modelspec.date"}
+    if level == "none":
+        return {}
+    return {key: value for key, value in metadata.items() if level == "standard" or key not in personal}
+
+
+def with_paths(metadata: Mapping[str, str]) -> list[str]:
+    """The keys whose value gives away a place on a disk. Texts that the user wrote for the file may look like one."""
+    own = (SPEC["trigger"], SPEC["comment"])
+    return [key for key, value in metadata.items() if PATH.match(value) and key not in own]
 
 
 def public_name(place: str) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+PREFIX = "transformer."  # of diffusers' names in a file
+KEY = re.compile(r"transformer\.(.+)\.(lora_A\.weight|lora_B\.weight|alpha)")
+
 # diffusers (without block) -> (BFL, part of a fused layer)
 DOUBLE = {
     "attn.to_q": ("img_attn.qkv", 0),

@@ -7,25 +7,34 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from simpletuner.errors import ConfigError
-from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Meaning
+from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Meaning, When
+
+FOR_LORA = When(model_type="lora")
 
 
 class Adapter(Group, title="Adapter"):
-    lora_type: Annotated[Literal["standard"], Basic, Meaning({"standard": "plain LoRA, loads everywhere"})] = "standard"
+    lora_type: Annotated[
+        Literal["standard"],
+        Basic,
+        FOR_LORA,
+        Meaning({"standard": "plain LoRA, loads everywhere"}),
+    ] = "standard"
     """The kind of adapter."""
-    lora_rank: Annotated[int, Ge(1), Le(256), Basic] = 16
+    lora_rank: Annotated[int, Ge(1), Le(256), Basic, FOR_LORA] = 16
     """Capacity and file size. 1 or 4 trains fast and often suffices; 64 to 128 is hard to train on a 12B model."""
-    lora_alpha: Annotated[float, Gt(0)] | None = None
+    lora_alpha: Annotated[float, Gt(0), FOR_LORA] | None = None
     """Strength is alpha / rank, so changing it is like changing the learning rate. The rank, unless set; folded into the exported weights."""  # noqa: E501
-    lora_dropout: Annotated[float, Ge(0), Le(1)] = 0.0
+    lora_dropout: Annotated[float, Ge(0), Le(1), FOR_LORA] = 0.0
     """Drops adapter inputs at random; may help tiny sets, slows training."""
     flux_lora_module_type: Annotated[
         Literal["standard", "rslora"],
+        FOR_LORA,
         Meaning({"standard": "scales by alpha / rank", "rslora": "scales by alpha / sqrt(rank), for high ranks"}),
     ] = "standard"
     """How the adapter's output is scaled."""
     lora_init_type: Annotated[
         Literal["default", "gaussian"],
+        FOR_LORA,
         Meaning({"default": "A uniform, B zero", "gaussian": "A normal with deviation 1 / rank, B zero"}),
     ] = "default"
     """Start values; either starts at exactly the base model."""
@@ -44,6 +53,7 @@ class Adapter(Group, title="Adapter"):
             "nano",
         ],  # fmt: skip # noqa: E501
         Basic,
+        FOR_LORA,
         Meaning(
             {
                 "all": "attention of image and text",
@@ -61,10 +71,11 @@ class Adapter(Group, title="Adapter"):
         ),
     ] = "all"
     """Which layers get an adapter. More layers learn more and use more memory."""
-    peft_lora_target_modules: Annotated[list[str] | None, Expert] = None
+    peft_lora_target_modules: Annotated[list[str] | None, Expert, FOR_LORA] = None
     """Endings of module names, or regular expressions for whole names, in place of the preset; a list, or a JSON file that holds one."""  # noqa: E501
     lora_format: Annotated[
         Literal["diffusers", "comfyui"],
+        FOR_LORA,
         Meaning({"diffusers": "for diffusers, ComfyUI and Forge", "comfyui": "the same with an alpha per module"}),
     ] = "diffusers"
     """Layout of the exported file."""

@@ -14,6 +14,8 @@ from simpletuner.errors import SimpleTunerError
 COMMANDS = {  # name -> group in the help, one line
     "train": ("Start", "run a training, or continue one"),
     "validate": ("Check", "check configuration and dataset file; no network, no GPU"),
+    "generate": ("Use", "make pictures with a trained LoRA"),
+    "report": ("Use", "write the report page of a run"),
     "examples": ("Use", "list the packaged examples, or copy one"),
     "help": ("Use", "explain an option"),
     "version": ("Use", "version of the program and of its packages"),
@@ -65,6 +67,9 @@ def program(ctx: click.Context) -> None:
 
 def main() -> None:
     """The console script."""
+    # Before torch is loaded, here or in a trainer: its threads spin while they wait, and on a CPU that does something
+    # else as well a step of the nano example then takes 50 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = program.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

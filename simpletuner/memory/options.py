@@ -1,4 +1,4 @@
-"""What the frozen base weighs, and what is kept or recomputed in the backward pass."""
+"""What the base weighs, and what is kept or recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRECISIONS = Meaning(
 
 class Memory(Group, title="Memory and precision"):
     base_model_precision: Annotated[Literal["no_change", "bf16", "fp16", "fp32"], Basic, PRECISIONS] = "no_change"
-    """Storage of the frozen base; fewer bytes fit smaller cards, and fp32 needs twice the memory of bf16."""
+    """Storage of the base, frozen or trained; fewer bytes fit smaller cards, fp32 needs twice the memory of bf16."""
 
     base_model_default_dtype: Annotated[Literal["bf16", "fp32"], Expert] = "bf16"
     """Precision of base weights for which base_model_precision makes no choice; fp32 is exact and twice as large."""
@@ -34,3 +34,9 @@ class Memory(Group, title="Memory and precision"):
 
     accelerator_cache_clear_interval: Annotated[int, Ge(0), Unit("steps"), Expert] = 0
     """Empties PyTorch's memory cache every n steps, 0 for never; a last resort that slows each of those steps."""
+
+    def base_dtype(self, mixed_precision: str) -> str:
+        """What the base's weights are kept in where the computation is in `mixed_precision`: bf16, fp16 or fp32."""
+        if self.base_model_precision != "no_change":
+            return self.base_model_precision
+        return "fp32" if mixed_precision == "no" or self.base_model_default_dtype == "fp32" else mixed_precision

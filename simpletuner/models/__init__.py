@@ -29,7 +29,7 @@ class Flavour:
     guidance: bool = True  # expected; the tensors found decide
     text_length: int | None = 512  # longest caption in T5 tokens; None: what the tokenizer says
     alignment: int = 64  # image edges are multiples of it, in pixels
-    architecture: str = ""  # modelspec.architecture of an adapter for it
+    architecture: str = ""  # modelspec.architecture
     defaults: Mapping[str, Any] = field(default_factory=dict)  # option -> value, below anything the user sets
     later: str = ""  # what it needs that does not exist yet; empty: usable
 

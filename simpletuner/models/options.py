@@ -8,8 +8,12 @@ from simpletuner.schema import Basic, Expert, Ge, Group, Le, Meaning
 
 
 class Model(Group, title="Model"):
-    model_type: Annotated[Literal["lora"], Basic, Meaning({"lora": "a small adapter on the frozen model"})] = "lora"
-    """What is trained: a small adapter."""
+    model_type: Annotated[
+        Literal["lora", "full"],
+        Basic,
+        Meaning({"lora": "a small adapter on the frozen model", "full": "every weight of the transformer"}),
+    ] = "lora"
+    """What is trained: a small adapter, or all weights, which needs far more memory and gives a whole model."""
     model_family: Literal["flux"] = "flux"
     """The architecture."""
     model_flavour: Annotated[

@@ -123,11 +123,12 @@ class AdamWBF16(torch.optim.Optimizer):
 def _chunks(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Neighbours of one device and dtype, together at most CHUNK elements (or one larger tensor)."""
     chunk: list[Tensor] = []
+    elements = 0
     for p in parameters:
-        fits = sum(c.numel() for c in chunk) + p.numel() <= CHUNK
-        if chunk and not (fits and p.device == chunk[0].device):
+        elements += p.numel()
+        if chunk and not (elements <= CHUNK and p.device == chunk[0].device):
             yield chunk
-            chunk = []
+            chunk, elements = [], p.numel()
         chunk.append(p)
     if chunk:
         yield chunk

@@ -24,7 +24,7 @@ SCHEDULES = Meaning(
 
 class Optimizer(Group, title="Optimizer"):
     learning_rate: Annotated[float | None, Gt(0), Le(1), Basic] = None
-    """Size of each update, 1e-4 for a LoRA unless set: at 1e-3 it burns the model, at 1e-5 it learns almost nothing."""
+    """Size of each update; unset, 1e-4 for a LoRA (1e-3 burns it, 1e-5 teaches it little) and 1e-5 for a full model."""
 
     optimizer: Annotated[
         Literal[

@@ -32,9 +32,9 @@ FileAction = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint is made of: by relative name, how to write and read each file. Nothing here knows adapters.
+    """What a checkpoint is made of: by name, how to write and read each file or folder. No adapter is known here.
 
-    `check` says what is wrong with the file that other tools read, `result`; an empty list means that it holds.
+    `check` says what is wrong with what other tools read, `result`; an empty list means that it holds.
     """
 
     writers: Mapping[str, FileAction]
@@ -84,12 +84,20 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def earlier_folder(output_dir: Path) -> Path:
+    """A new `earlier-<n>` for what makes room: nothing that was saved is deleted or overwritten."""
+    taken = [int(p.name[8:]) for p in output_dir.glob("earlier-*") if p.name[8:].isdigit()]
+    home = output_dir / f"earlier-{max(taken, default=0) + 1}"
+    home.mkdir()
+    return home
 
 
 def _not_finite(path: Path) -> str:
@@ -100,6 +108,10 @@ def _not_finite(path: Path) -> str:
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 return key
     return ""
+
+
+def _failed_check(path: str, wrong: list[str], consequence: str) -> SimpleTunerError:
+    return SimpleTunerError(f"{path} failed its check", details=wrong[:8], fix=f"{consequence}; please report it")
 
 
 class Checkpoints:
@@ -199,9 +211,7 @@ class Checkpoints:
         folders = [folder for step, folder in self.steps().items() if step > beyond]
         if not folders:
             return
-        taken = [int(p.name.rpartition("-")[2]) for p in self.output_dir.glob("earlier-*") if p.name[8:].isdigit()]
-        home = self.output_dir / f"earlier-{max(taken, default=0) + 1}"
-        home.mkdir()
+        home = earlier_folder(self.output_dir)
         for folder in folders:
             os.rename(folder, home / folder.name)
         names = ", ".join(folder.name for folder in folders)
@@ -247,7 +257,7 @@ class Checkpoints:
             if target.exists():  # damaged and passed over at the start, or it would have been resumed from
                 self._set_aside(target)
             os.rename(folder, target)
-            _fsync(self.output_dir)
+            fsync(self.output_dir)
         except (OSError, SafetensorError) as error:
             self._failed(target, reason, str(error))
             if needed:
@@ -270,9 +280,7 @@ class Checkpoints:
         if wrong:
             path = f"{target.name}/{self.contents.result}"
             self.events.emit("export.failed", "error", path=path, checks=wrong)
-            raise SimpleTunerError(
-                f"{path} failed its check", details=wrong, fix="the training state is safe; please report it"
-            )
+            raise _failed_check(path, wrong, "the training state is safe")
         self._rotate(step)
         return target
 
@@ -293,11 +301,15 @@ class Checkpoints:
         wrong = []
         if self.contents.check and self.contents.result:
             result = folder / self.contents.result
-            if wrong := self.contents.check(result):
-                os.rename(result, result.with_suffix(".unverified.safetensors"))
+            wrong = self.contents.check(result)
+            if wrong and self.contents.result in self.contents.readers:  # nothing else holds the state
+                self._failed(folder, reason, f"{result.name} failed its check")
+                raise _failed_check(result.name, wrong, "nothing was saved, and the checkpoint before is whole")
+            if wrong:
+                os.rename(result, result.with_suffix(f".unverified{result.suffix}"))
         files = []
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            _fsync(path)
+            fsync(path)
             name = path.relative_to(folder).as_posix()
             files.append({"name": name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
         identity = {
@@ -309,9 +321,9 @@ class Checkpoints:
         }
         manifest = folder / "MANIFEST.json"
         manifest.write_text(json.dumps(identity | dict(self.contents.facts) | {"files": files}, indent=1), "utf-8")
-        _fsync(manifest)
+        fsync(manifest)
         for inner in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-            _fsync(inner)
+            fsync(inner)
         return wrong, _sha256(manifest)
 
     def _failed(self, target: Path, reason: str, message: str, **numbers: int) -> None:

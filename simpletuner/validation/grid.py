@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import functools
+import math
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-BAND = 32  # pixels, of a label
+BAND = 32  # pixels, of a label above one picture or column
+LABEL, FIRST_LINE = 50, 29  # of the two lines above a row of a contact sheet, and of the first of them
+TEXT, SMALL = 17, 14  # letters
 SMALLEST_CELL = 192  # a 64 px picture would be too small to judge, and its label would not fit
 LARGEST_CELL = 512  # on contact sheets
 LARGEST_EDGE = 4096  # of a contact sheet: many viewers stop there
-GAP = 4
+GAP = 4  # between the pictures of a row
+PANEL_GAP = 20  # between rows, and between panels
+MARGIN = 16  # around a contact sheet
+SHAPE = 1.4  # width / height that a contact sheet comes near to
 PAPER, INK, QUIET, EMPTY = (24, 24, 27), (244, 244, 245), (161, 161, 170), (39, 39, 42)
 
 
 class Row(NamedTuple):
-    """One line of a contact sheet: its label and a picture (from `fit`), or None, for each column."""
+    """One prompt on a contact sheet: what it is, and a picture (from `fit`), or None, for each column."""
 
     label: str
+    note: str  # in smaller letters below
     cells: Sequence[Image.Image | None]
 
 
-@functools.lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(17)
+@functools.lru_cache(maxsize=2)
+def _font(size: int = TEXT) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -48,14 +55,17 @@ def _label(
     *,
     centred: bool,
     ink: tuple[int, int, int] = INK,
+    size: int = TEXT,
+    height: int = BAND,
+    inset: int = 8,
 ) -> None:
     """Writes `text` into a band, shortened with an ellipsis where it does not fit."""
-    room, font = width - 16, _font()
+    room, font = width - 2 * inset, _font(size)
     shown = text
     while shown and draw.textlength(shown, font=font) > room:
         shown = shown[:-2].rstrip() + "…" if len(shown) > 2 else ""
-    x, anchor = (left + width // 2, "mm") if centred else (left + 8, "lm")
-    draw.text((x, top + BAND // 2), shown, fill=ink, font=font, anchor=anchor)
+    x, anchor = (left + width // 2, "mm") if centred else (left + inset, "lm")
+    draw.text((x, top + height // 2), shown, fill=ink, font=font, anchor=anchor)
 
 
 def _to_height(image: Image.Image, height: int) -> Image.Image:
@@ -90,41 +100,98 @@ def fit(image: Image.Image) -> Image.Image:
 
 
 def contact_sheets(columns: Sequence[str], rows: Sequence[Row]) -> list[Image.Image]:
-    """Pages with a picture for each row and column, column names on top. A column without any picture is left out."""
+    """Pages with a picture for each row and column, column names on top. A column without any picture is left out.
+
+    Many rows stand in several panels beside each other, in reading order, so that a page is not much taller than wide.
+    """
     used = [i for i in range(len(columns)) if any(row.cells[i] for row in rows)]
     if not used:
         return []
-    fitted = [(row.label, [row.cells[i] for i in used]) for row in rows]
-    widths = [max([SMALLEST_CELL] + [cells[c].width for _, cells in fitted if cells[c]]) for c in range(len(used))]  # type: ignore[union-attr]
-    heights = [BAND + max(cell.height for cell in cells if cell) if any(cells) else 0 for _, cells in fitted]
+    rows = [row._replace(cells=[row.cells[i] for i in used]) for row in rows if any(row.cells)]
+    panel = Panel([columns[i] for i in used], [_widest(rows, column) for column in range(len(used))])
+    across = _across(panel, rows)
+    lines = [rows[i : i + across] for i in range(0, len(rows), across)]
     pages, start = [], 0
-    while start < len(fitted):
-        stop, height = start, BAND
-        while stop < len(fitted) and (stop == start or height + heights[stop] + GAP <= LARGEST_EDGE):
-            height += heights[stop] + GAP
+    while start < len(lines):
+        stop = start + 1
+        while stop < len(lines) and _height(lines[start : stop + 1]) <= LARGEST_EDGE:
             stop += 1
-        pages.append(_page([columns[i] for i in used], widths, fitted[start:stop], heights[start:stop]))
+        pages.append(_page(panel, across, lines[start:stop]))
         start = stop
     return pages
 
 
-def _page(
-    columns: Sequence[str], widths: Sequence[int], rows: Sequence[tuple[str, list]], heights: Sequence[int]
-) -> Image.Image:
-    total = sum(widths) + GAP * (len(widths) - 1)
-    sheet = Image.new("RGB", (total, BAND + sum(heights) + GAP * len(heights)), PAPER)
+class Panel(NamedTuple):
+    """The columns of one row: their names and widths."""
+
+    names: Sequence[str]
+    widths: Sequence[int]
+
+    @property
+    def width(self) -> int:
+        return sum(self.widths) + GAP * (len(self.widths) - 1)
+
+
+def _widest(rows: Sequence[Row], column: int) -> int:
+    return max([SMALLEST_CELL, *(cell.width for row in rows if (cell := row.cells[column]))])
+
+
+def _across(panel: Panel, rows: Sequence[Row]) -> int:
+    """How many panels stand beside each other: what comes nearest to the shape of a screen and fits a page."""
+
+    def size(across: int) -> tuple[int, int]:
+        lines = [rows[i : i + across] for i in range(0, len(rows), across)]
+        return _width(panel, across), _height(lines)
+
+    fitting = [n for n in range(1, len(rows) + 1) if max(size(n)) <= LARGEST_EDGE]
+    if not fitting:  # several pages, each as full as it can be
+        return max([1, *(n for n in range(1, len(rows) + 1) if _width(panel, n) <= LARGEST_EDGE)])
+    return min(fitting, key=lambda n: abs(math.log(size(n)[0] / size(n)[1] / SHAPE)))
+
+
+def _width(panel: Panel, across: int) -> int:
+    return 2 * MARGIN + across * panel.width + (across - 1) * PANEL_GAP
+
+
+def _height(lines: Sequence[Sequence[Row]]) -> int:
+    return MARGIN + BAND + sum(_tallest(line) + PANEL_GAP for line in lines) - PANEL_GAP + MARGIN
+
+
+def _tallest(line: Sequence[Row]) -> int:
+    return LABEL + max(cell.height for row in line for cell in row.cells if cell)
+
+
+def _page(panel: Panel, across: int, lines: Sequence[Sequence[Row]]) -> Image.Image:
+    sheet = Image.new("RGB", (_width(panel, min(across, len(lines[0]))), _height(lines)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    lefts = [sum(widths[:i]) + GAP * i for i in range(len(widths))]
-    for name, left, width in zip(columns, lefts, widths, strict=True):
-        _label(draw, name, left, 0, width, centred=True)
-    top = BAND
-    for (label, cells), height in zip(rows, heights, strict=True):
-        if height:
-            _label(draw, label, 0, top, total, centred=False, ink=QUIET)
-        for cell, left, width in zip(cells, lefts, widths, strict=True):
-            if cell:
-                sheet.paste(cell, (left + (width - cell.width) // 2, top + BAND))
-            elif height:
-                draw.rectangle((left, top + BAND, left + width - 1, top + height - 1), fill=EMPTY)
-        top += height + GAP
+    lefts = [MARGIN + (panel.width + PANEL_GAP) * i for i in range(across)]
+    for left, _ in zip(lefts, lines[0], strict=False):
+        for name, width, shift in zip(panel.names, panel.widths, _shifts(panel), strict=True):
+            _label(draw, name, left + shift, MARGIN, width, centred=True, ink=QUIET)
+    top = MARGIN + BAND
+    for line in lines:
+        for left, row in zip(lefts, line, strict=False):
+            _draw_row(sheet, draw, panel, row, left, top, top + _tallest(line))
+        top += _tallest(line) + PANEL_GAP
     return sheet
+
+
+def _draw_row(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, panel: Panel, row: Row, left: int, top: int, bottom: int
+) -> None:
+    height = FIRST_LINE if row.note else LABEL
+    _label(draw, row.label, left, top, panel.width, centred=False, inset=0, height=height)
+    _label(
+        draw, row.note, left, top + FIRST_LINE - 3, panel.width,
+        centred=False, inset=0, size=SMALL, height=LABEL - FIRST_LINE, ink=QUIET,
+    )  # fmt: skip
+    for cell, width, shift in zip(row.cells, panel.widths, _shifts(panel), strict=True):
+        if cell:
+            sheet.paste(cell, (left + shift + (width - cell.width) // 2, top + LABEL))
+        else:
+            draw.rectangle((left + shift, top + LABEL, left + shift + width - 1, bottom - 1), fill=EMPTY)
+
+
+def _shifts(panel: Panel) -> list[int]:
+    """Where each column begins within a panel."""
+    return [sum(panel.widths[:i]) + GAP * i for i in range(len(panel.widths))]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,34 @@ def save(image: Image.Image, path: Path, format: str, quality: int, settings: Ma
     data = encoded(image, format, quality, settings)
     write_whole(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def save_new(image: Image.Image, folder: Path, stem: str, settings: Mapping[str, Any]) -> Path:
+    """Writes a PNG under the first `<stem>_<number>.png` that is free, also while another program does the same."""
+    data = encoded(image, "png", 0, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{os.getpid()}.tmp"
+    write_whole(aside, data)
+    try:
+        for number in itertools.count(1):
+            path = folder / f"{stem}_{number:04d}.png"
+            with suppress(FileExistsError):
+                _place(aside, path)
+                return path
+    finally:
+        aside.unlink(missing_ok=True)
+    raise AssertionError("unreachable")
+
+
+def _place(aside: Path, path: Path) -> None:
+    """Gives a whole file its name. FileExistsError if it is taken: unlike a rename, a link takes nobody's place."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with path.open("xb") as file:
+            file.write(aside.read_bytes())
 
 
 def load(path: Path) -> Image.Image | None:

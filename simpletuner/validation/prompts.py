@@ -133,7 +133,7 @@ def _texts(row: Row, fields: dict[str, Any]) -> tuple[dict[str, str], list[Probl
     return texts, problems
 
 
-def _prompt(row: Row) -> tuple[Prompt | None, list[Problem]]:
+def prompt_of(row: Row) -> tuple[Prompt | None, list[Problem]]:
     """The Prompt of a row, still under the nickname as written; None if something is wrong with it."""
     fields = {reading.canonical_key(key): value for key, value in row.fields.items() if key not in IGNORED}
     if "caption" in fields:
@@ -167,7 +167,7 @@ def read_library(path: Path) -> tuple[list[Prompt], list[Problem]]:
     rows, problems = _rows(path)
     seen: dict[str, tuple[Prompt, str]] = {}
     for row in rows:
-        prompt, wrong = _prompt(row)
+        prompt, wrong = prompt_of(row)
         problems += wrong
         if not row.nickname.strip():
             problems.append(

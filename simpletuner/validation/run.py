@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simpletuner.errors import raise_errors
 from simpletuner.events import EventLog
 from simpletuner.protocols import Adapter, Sampler
-from simpletuner.types import Progress, Prompt, Size
+from simpletuner.types import Progress, Prompt, Size, remark
 from simpletuner.validation import grid, media, sizes
 from simpletuner.validation.options import Validation
 from simpletuner.validation.sample import ImageMaker
@@ -43,6 +43,7 @@ class ValidationRun:
     `embed` gives the cached embeddings of one text, `latent_shape` the (1, C, H, W) of an image size. `free` returns
     memory after a large thing was let go. `seed` is the run's, `base_id` names base weights and precision, `facts` go
     into each image (sampler, flavour): plain values, no paths. `stopping` tells between images that the run shall end.
+    Without `base_stays` the base's own weights are trained, so that it can be seen only before the first step.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class ValidationRun:
         base_id: str,
         facts: Mapping[str, Any] | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        base_stays: bool = True,
     ):
         self.options, self.prompts, self.adapter = options, prompts, adapter
         self.output_dir, self.events = output_dir, events
         self.seed, self.defaults = seed, defaults
         self.facts = {**(facts or {}), "base": base_id}
-        self.stopping = stopping
+        self.stopping, self.base_stays = stopping, base_stays
         self.resolution, problems = sizes.parse(options.validation_resolution)
         raise_errors(problems)
         self.media = media.MediaList(output_dir)
@@ -98,11 +100,11 @@ class ValidationRun:
 
     def start(self, step: int) -> None:
         """What comes before the first step of this process: images of the base model, and of this step if wanted."""
-        self.benchmark()
+        self.benchmark(step)
         if self.options.validation_on_startup:
             self.run(step)
 
-    def benchmark(self) -> None:
+    def benchmark(self, step: int = 0) -> None:
         """Makes the base model's images that are not there yet, or no longer those that would be made today."""
         if self.options.validation_disable or self.options.disable_benchmark:
             return
@@ -123,7 +125,7 @@ class ValidationRun:
                 self.base[shot.place] = folder / record["file"]
             else:
                 missing.append(shot)
-        if not missing:
+        if not missing or self._past(step, len(missing)):
             return
 
         def keep(shot: Shot, image: Image) -> None:
@@ -133,13 +135,22 @@ class ValidationRun:
             media.write_index(folder / "index.json", index.values())
             self.base[shot.place] = path
 
-        self._make("benchmark_base_model", "images of the base model", missing, lambda _: self.adapter.disabled(), keep)
+        base = self.adapter.disabled if self.base_stays else nullcontext
+        self._make("benchmark_base_model", "images of the base model", missing, lambda _: base(), keep)
+
+    def _past(self, step: int, count: int) -> bool:
+        """Whether there is no base model any more; says what is missing for it."""
+        if self.base_stays or step == 0:
+            return False
+        message = f"{count} image{'s' * (count != 1)} of the base model cannot be made: its weights have been trained"
+        self.events.emit("log", "notice", message=message, fix="they are made before the first step of a new run")
+        return True
 
     def run(self, step: int, last: bool = False) -> None:
         """Makes the images of this step, except those already made with the same weights and settings."""
         if self.options.validation_disable:
             return
-        started, shots, adapter = time.monotonic(), self._plan(step), weights_hash(self.adapter.state())
+        started, shots, adapter = time.monotonic(), self._plan(step), weights_hash(self.adapter.parameters())
         wanted = [shot for shot in shots if not self._listed(shot, step, adapter)]
         self.events.emit("validation.started", step=step, images=len(wanted), skipped=len(shots) - len(wanted))
         made = 0
@@ -184,9 +195,7 @@ class ValidationRun:
         self.events.stage(key, label, "done", current=len(shots), total=len(shots))
 
     def _settings(self, shot: Shot, adapter: str | None = None) -> dict[str, Any]:
-        """All that decides the picture. Without `adapter` (its hash) it is the base model's."""
-        own = {"adapter": adapter, "adapter_strength": shot.strength} if adapter else {}
-        return shot.settings() | self.facts | own
+        return shot.settings(self.facts, adapter)
 
     def _listed(self, shot: Shot, step: int, adapter: str) -> bool:
         record = self.media.find(step, shot.place)
@@ -228,22 +237,24 @@ class ValidationRun:
         shown = {key: record[key] for key in ("nickname", "index", "W", "H", "file", "hash")}
         self.events.emit("sample.saved", media_id=media_id, compared=compared, **shown)
 
-    def _contact_sheet(self, shots: Iterable[Shot], step: int) -> None:
+    def _contact_sheet(self, shots: Sequence[Shot], step: int) -> None:
         """Rows are images, columns base, previous and this; from disk, so that only small copies are in memory."""
-        rows, many = [], self.options.num_validation_images > 1
+        rows = []
         for number, shot in enumerate(shots, 1):
             found, earlier = self.media.find(step, shot.place), self.media.before(step, shot.place)
             files = [self.base.get(shot.place), *(self.output_dir / r["file"] if r else None for r in (earlier, found))]
-            name = grid.readable(shot.prompt.nickname) or f"prompt {number}"
-            label = f"{name}  {shot.asked}" + (
-                f"  {shot.index + 1} of {self.options.num_validation_images}" if many else ""
-            )
-            rows.append(
-                grid.Row(
-                    label, [grid.fit(picture) if file and (picture := media.load(file)) else None for file in files]
-                )
-            )
+            cells = [grid.fit(picture) if file and (picture := media.load(file)) else None for file in files]
+            rows.append(grid.Row(*self._words(shot, number, several_sizes=len({s.asked for s in shots}) > 1), cells))
         for number, page in enumerate(grid.contact_sheets(("base model", "before", f"step {step}"), rows), 1):
             name = f"step_{step}" + (f"_{number}" if number > 1 else "") + ".jpg"
             path = self.output_dir / "sheets" / name
             media.save(page, path, "jpeg", SHEET_QUALITY, {"step": step})
+
+    def _words(self, shot: Shot, number: int, several_sizes: bool) -> tuple[str, str]:
+        """(the prompt, what its nickname, size and number say besides), in letters that the font has."""
+        nickname, text = shot.prompt.nickname, shot.prompt.text
+        label = grid.readable(text) or grid.readable(nickname) or f"prompt {number}"
+        many = self.options.num_validation_images
+        notes = [grid.readable(remark(nickname, text)) or "", str(shot.asked) if several_sizes else ""]
+        notes += [f"{shot.index + 1} of {many}"] if many > 1 else []
+        return label if text else "no prompt", "   ".join(filter(None, notes))

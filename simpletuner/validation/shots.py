@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -52,8 +52,12 @@ class Shot:
     def benchmark_name(self) -> str:
         return f"{self.prompt.nickname}_{self.size}" + (f"_{self.index}" if self.index else "")
 
-    def settings(self) -> dict[str, Any]:
-        """Plain data for the file, and to tell whether an image is still the one wanted; size is the one asked for."""
+    def settings(self, facts: Mapping[str, Any], adapter: str | None = None) -> dict[str, Any]:
+        """All that decides the picture, as plain data: for the file, and to tell whether it is still the one wanted.
+
+        `facts` are those of the model; without `adapter`, the hash of its weights, the picture is the base model's.
+        The size is the one asked for.
+        """
         found: dict[str, Any] = {
             "prompt": self.prompt.text,
             "seed": self.number,
@@ -64,7 +68,8 @@ class Shot:
         }
         if self.negative is not None:
             found |= {"negative_prompt": self.negative, "no_cfg_steps": self.skip_real_steps}
-        return found
+        own = {"adapter": adapter, "adapter_strength": self.strength} if adapter else {}
+        return found | dict(facts) | own
 
 
 def _number(prompt: Prompt, options: Validation, seed: int, step: int) -> int:

@@ -27,7 +27,7 @@ FACTS = {
     "resolution": 1024,
     "step": 10,
     "learning_rate": 1e-4,
-    "architecture": "flux-1-dev/lora",
+    "architecture": "flux-1-dev",
     "licence": "FLUX.1 [dev] Non-Commercial",
     "guidance": "constant 1",
     "tags": {"cats": {"a cat": 3}},

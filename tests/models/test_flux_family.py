@@ -244,6 +244,27 @@ def test_a_bf16_base_trains_an_adapter_of_either_precision(folders, make, dtype)
     assert all(g is not None and g.dtype == dtype and bool(g.any()) for g in grads.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_fp32_base_computes_in_half_precision_and_gets_gradients_in_fp32(folders, make, dtype):
+    """Warnings are errors: torch warns if a norm meets a weight of another precision."""
+    family = make(folders[True])
+    text = family.encode_text(family.load_text_encoders("cpu"), ["a cat"])
+    x_t = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, batch = torch.tensor([0.5]), batch_of(text, torch.zeros(1))
+    exact = family.predict(family.load_denoiser("cpu"), x_t, t, batch)
+    family.dtype = dtype
+    denoiser = family.load_denoiser("cpu").requires_grad_(True)
+    with torch.autocast("cpu", dtype):
+        near = family.predict(denoiser, x_t, t, batch)
+    near.float().square().mean().backward()
+    grads = {name: p.grad for name, p in denoiser.named_parameters()}
+    assert all(g is not None and g.dtype == torch.float32 for g in grads.values())
+    assert bool(grads["transformer_blocks.0.attn.norm_q.weight"].any())
+    error = float((near.detach().float() - exact).norm() / exact.norm())
+    assert near.dtype == dtype and error < 0.02, error
+    assert torch.equal(family.predict(denoiser, x_t, t, batch), exact), "without autocast it is the fp32 model"
+
+
 def test_lengths_alignment_and_blocks_follow_flavour_and_model(folders, make):
     assert [make(folders[True], name).text_length for name in ("nano", "dev", "schnell")] == [64, 512, 256]
     assert [make(folders[True], name).alignment for name in ("nano", "dev")] == [16, 64]

@@ -149,11 +149,12 @@ def alive(pid: int) -> bool:
 
 
 def state(output: Path, step: int = 10) -> dict[str, torch.Tensor | str]:
-    """All that must be equal between two runs: adapter, optimizer, the trainer's numbers, the exported file."""
+    """All that must be equal between two runs: weights, optimizer, the trainer's numbers, the exported file."""
     folder = output / f"checkpoint-{step}"
     found: dict[str, torch.Tensor | str] = {}
-    for name in ("state/adapter.safetensors", "state/optimizer-0.safetensors", RESULT):
-        found |= {f"{name}:{key}": value for key, value in load_file(folder / name).items()}
+    for path in folder.rglob("*.safetensors"):
+        found |= {f"{path.relative_to(folder)}:{key}": value for key, value in load_file(path).items()}
+    assert any(name.startswith("state/optimizer-0.safetensors:") for name in found) and len(found) > 100
     numbers = json.loads((folder / "state/trainer.json").read_text())
     scalars = json.loads((folder / "state/optimizer.json").read_text())
     return found | {"trainer": json.dumps(numbers), "optimizer": json.dumps(scalars)}

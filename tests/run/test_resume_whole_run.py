@@ -20,6 +20,7 @@ VALIDATION = {
     "validation_resolution": "64x64",
     "validation_step_interval": 3,
 }
+FULL = {"model_type": "full", "lora_rank": None, "learning_rate": 1e-3}
 VARIANTS = {
     "plain": {},
     "accumulated": {"gradient_accumulation_steps": 2},
@@ -29,6 +30,16 @@ VARIANTS = {
     "validated": VALIDATION,
     "bf16": {"mixed_precision": "bf16", "optimizer": "adamw_bf16"},
     "fp16": {"mixed_precision": "fp16"},
+    "full": FULL,
+    "full, in bf16": FULL | {"mixed_precision": "bf16", "optimizer": "adamw_bf16"},
+    "full, compensated": FULL | {"mixed_precision": "bf16", "optimizer": None, "optimizer_config": "rounding=kahan"},
+    "full, recomputed and accumulated": FULL
+    | {
+        "mixed_precision": "bf16",
+        "base_model_precision": "fp32",
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": 2,
+    },
 }
 
 
@@ -72,8 +83,9 @@ def test_validation_changes_no_weight(config):
     assert exact(with_images.output_dir) == exact(without.output_dir)
 
 
-def test_a_process_killed_in_the_middle_goes_on_to_the_bits_of_the_straight_run(config):
-    changes = {"max_train_steps": 80, "lora_dropout": 0.3, "lr_scheduler": "cosine"}
+@pytest.mark.parametrize("kind", [{"lora_dropout": 0.3}, FULL], ids=["lora", "full"])
+def test_a_process_killed_in_the_middle_goes_on_to_the_bits_of_the_straight_run(config, kind):
+    changes = {"max_train_steps": 80, "lr_scheduler": "cosine", **kind}
     straight = small.train(config("straight", **changes))
     killed = config("killed", **changes)
     output = straight.output_dir.with_name("killed")

@@ -16,7 +16,7 @@ STATE = {"step": 0, "epoch": 1, "position": 0, "samples": 0}
 
 def made(folder, saving=None, **changes):
     """Checkpoints of one tensor, prepared; `changes` go to the constructor or to Contents."""
-    fields = {k: changes.pop(k) for k in ("check", "writers", "estimated_bytes") if k in changes}
+    fields = {k: changes.pop(k) for k in ("check", "writers", "readers", "result", "estimated_bytes") if k in changes}
     contents = Contents(
         **{
             "writers": {"weights.safetensors": lambda path: save_file({"w": torch.ones(8)}, path)},
@@ -209,6 +209,33 @@ def test_a_result_that_fails_its_check_is_renamed_after_the_state_is_safe(tmp_pa
     folder = tmp_path / "checkpoint-3"
     assert verify(folder) == [] and (folder / "weights.unverified.safetensors").exists()
     assert event_types(tmp_path)[-2:] == ["checkpoint.saved", "export.failed"]
+
+
+def test_a_result_that_is_the_state_as_well_is_not_saved_if_it_fails_its_check(tmp_path):
+    wrong: list[str] = []
+    reader = {"weights.safetensors": lambda path: None}
+    checkpoints = made(tmp_path, readers=reader, check=lambda path: wrong)
+    (older,) = save(checkpoints, 1)
+    wrong.append("w does not hold the trained values")
+    with pytest.raises(SimpleTunerError, match="weights.safetensors failed its check") as caught:
+        save(checkpoints, 3)
+    assert caught.value.exit_code == 1 and caught.value.problems[0].details == tuple(wrong)
+    assert names(tmp_path) == ["checkpoint-1"] and checkpoints.find("latest") == older
+    assert event_types(tmp_path)[-1] == "checkpoint.failed"
+
+
+def test_a_writer_may_make_a_folder_whose_every_file_is_listed_and_checked(tmp_path):
+    def write(path):
+        path.mkdir()
+        for number in (1, 2):
+            save_file({f"w{number}": torch.ones(8)}, path / f"{number}.safetensors")
+
+    checkpoints = made(tmp_path, writers={"model": write}, result="model", check=lambda path: [])
+    (folder,) = save(checkpoints, 1)
+    listed = [entry["name"] for entry in json.loads((folder / "MANIFEST.json").read_text())["files"]]
+    assert listed == ["model/1.safetensors", "model/2.safetensors", "state/trainer.json"]
+    (folder / "model/2.safetensors").write_bytes(b"")
+    assert "model/2.safetensors" in verify(folder)[0]
 
 
 def test_left_overs_are_set_aside_at_the_next_start_and_go_after_a_week(tmp_path):

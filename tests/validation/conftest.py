@@ -37,8 +37,8 @@ class TinyAdapter:
     def disabled(self):
         return self.scaled(0.0)
 
-    def state(self) -> dict:
-        return {"weight": self.weight.data}
+    def parameters(self) -> dict:
+        return {"weight": self.weight}
 
 
 class Painter:
@@ -102,7 +102,7 @@ class Studio:
         self.vae_loads += 1
         return self.vae
 
-    def run(self, prompts=None, base_id="base/fp32", **options) -> ValidationRun:
+    def run(self, prompts=None, base_id="base/fp32", base_stays=True, **options) -> ValidationRun:
         """A fresh run on the same folder, as a new process would make it."""
         options.setdefault("validation_resolution", "64x64")
         self.events, self.seen = EventLog(self.output_dir), []
@@ -113,7 +113,7 @@ class Studio:
             latent_shape=lambda size: (1, 4, size.height // 8, size.width // 8), output_dir=self.output_dir,
             events=self.events,
             seed=42, defaults=Defaults(3, 3.5, 1.0), base_id=base_id, facts={"sampler": "euler"},
-            stopping=lambda: len(self.sampler.requests) >= self.stop_after,
+            stopping=lambda: len(self.sampler.requests) >= self.stop_after, base_stays=base_stays,
         )  # fmt: skip
 
     def warnings(self) -> list[str]:

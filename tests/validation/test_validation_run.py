@@ -111,6 +111,23 @@ def test_base_images_are_made_once_with_the_adapter_off(studio):
     assert not studio.sampler.requests
 
 
+def test_a_base_that_is_trained_itself_is_seen_before_the_first_step_only(studio):
+    """Nobody asks such an adapter for its base; what is there is used, what is missing is said once."""
+    studio.adapter.disabled = None
+    studio.run(base_stays=False).start(0)
+    assert studio.files("benchmarks/base_model") == ["chef_64x64.png", "index.json", "unconditional_64x64.png"]
+    studio.adapter.weight.data.fill_(0.8)
+    (studio.output_dir / "benchmarks/base_model/chef_64x64.png").unlink()
+    studio.sampler.requests.clear()
+    later = studio.run(base_stays=False)
+    later.start(4)
+    assert not studio.sampler.requests
+    told = [event for event in studio.seen if event.severity == "notice"]
+    assert ["1 image of the base model cannot be made" in event.data["message"] for event in told] == [True]
+    later.run(5)
+    assert studio.files("compared") == ["step_5_unconditional_0_64x64.png"]
+
+
 def test_only_base_images_whose_settings_changed_are_made_again(studio):
     studio.run().benchmark()
     studio.sampler.requests.clear()
@@ -144,8 +161,23 @@ def test_compared_and_sheet_show_base_previous_and_this(studio):
     assert compared.size == (192 + 4 + 192, 32 + 192)
     base = pixels(studio.output_dir / "benchmarks/base_model/chef_64x64.png")
     assert (np.asarray(compared)[32::3, :192:3] == base).all()
-    assert opened(studio.output_dir / "sheets/step_10.jpg").width == 2 * 192 + 4
-    assert opened(studio.output_dir / "sheets/step_20.jpg").size == (3 * 192 + 8, 32 + 2 * (32 + 192 + 4))
+    assert opened(studio.output_dir / "sheets/step_10.jpg").width == 2 * 192 + 4 + 32
+    assert opened(studio.output_dir / "sheets/step_20.jpg").size == (3 * 192 + 8 + 32, 32 + 2 * (50 + 192) + 20 + 32)
+
+
+def test_a_row_of_the_sheet_is_its_prompt_and_what_the_nickname_adds(studio, monkeypatch):
+    from simpletuner.validation import grid
+
+    drawn = []
+    monkeypatch.setattr(grid, "contact_sheets", lambda columns, rows: drawn.extend(rows) or [])
+    prompts = [Prompt("in_the_set_cat", "a cat"), Prompt("unconditional", ""), Prompt("शेर", "एक शेर")]
+    studio.run(prompts).run(5)
+    assert [row[:2] for row in drawn] == [("a cat", "in the set"), ("no prompt", "unconditional"), ("prompt 3", "")]
+    drawn.clear()
+    studio.run(prompts[:1], validation_resolution="64x64,32x64", num_validation_images=2).run(6)
+    assert [row[1] for row in drawn] == [
+        f"in the set   {size}   {number} of 2" for size in ("64x64", "32x64") for number in (1, 2)
+    ]
 
 
 def test_images_of_the_same_step_and_settings_are_not_made_again(studio):

@@ -10,7 +10,7 @@ from simpletuner.models.flux.options import FluxOptions
 
 NON_COMMERCIAL = ("FLUX.1 [dev] Non-Commercial", "flux-1-dev-non-commercial-license")
 APACHE = ("Apache-2.0", "apache-2.0")
-DEV, SCHNELL = "flux-1-dev/lora", "flux-1-schnell/lora"
+DEV, SCHNELL = "flux-1-dev", "flux-1-schnell"
 # De-distilled models need real CFG and more steps.
 CFG = {"validation_guidance_real": 6.0, "validation_num_inference_steps": 28}
 NANO = str(Path(simpletuner.__file__).parent / "nano" / "model")
@@ -75,7 +75,7 @@ _FLAVOURS = (
         "apache-2.0",
         text_length=None,
         alignment=16,
-        architecture="flux-1/lora",
+        architecture="flux-1",
         defaults={"validation_guidance": 3.0},
     ),
 )

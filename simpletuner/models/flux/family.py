@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +19,14 @@ from simpletuner.diffusion.times import ShiftCurve
 from simpletuner.errors import Problem
 from simpletuner.models import Flavour
 from simpletuner.models.digests import combine
+from simpletuner.models.flux import pipeline, usage
 from simpletuner.models.flux.layout import image_ids, pack, text_ids, unpack
 from simpletuner.models.flux.options import FluxOptions
 from simpletuner.models.flux.weights import Weights
+from simpletuner.models.norms import follow_input
 from simpletuner.models.options import Model
 from simpletuner.models.stream import fill, headers
-from simpletuner.types import Batch
+from simpletuner.types import Batch, Size
 
 if TYPE_CHECKING:
     from simpletuner.models.flux.sampling import FluxEuler
@@ -173,6 +176,8 @@ class Flux:
         with torch.device("meta"):
             denoiser = FluxTransformer2DModel.from_config(config)
         fill(denoiser, files, device=torch.device(device), dtype=self.base_dtype)
+        if self.base_dtype != self.dtype:
+            follow_input(denoiser)
         return denoiser.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -214,6 +219,11 @@ class Flux:
         """Image tokens of a latent of height x width."""
         return (height // 2) * (width // 2)
 
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """(out, in) of the transformer's linear layers by name, from the headers of its weight files."""
+        found = headers(self.weights.files("transformer"))
+        return {name.removesuffix(".weight"): shape for name, [(_, shape), *_] in found.items() if len(shape) == 2}
+
     def blocks(self, denoiser: Any) -> list[nn.Module]:
         """Double-stream blocks, then single-stream blocks."""
         return [*denoiser.transformer_blocks, *denoiser.single_transformer_blocks]
@@ -223,6 +233,19 @@ class Flux:
         random = self.options.flux_guidance_mode == "random-range"
         span = f"{self.options.flux_guidance_min:g}-{self.options.flux_guidance_max:g}"
         return {"guidance": span if random else self.options.flux_guidance_value}
+
+    def pipeline_files(self) -> dict[str, Path | str]:
+        """Everything but the transformer of a folder that FluxPipeline opens: files of the base, or texts to write."""
+        return pipeline.files(self.weights)
+
+    def opening(self, whole: Path | None = None) -> list[str]:
+        """Lines of Python from nothing to a `pipeline` of diffusers: of the base, or of the folder of a whole model."""
+        return usage.opening(self.weights, str(self.base_dtype).removeprefix("torch."), whole)
+
+    def picture(self, prompt: str, size: Size, *, steps: int, guidance: float, real: float) -> str:
+        """The line of Python that makes a picture with that `pipeline`."""
+        length = self.text_length
+        return usage.picture(prompt, size, steps=steps, guidance=guidance, real=real, length=length)
 
     def guidance(self, numbers: Sequence[int]) -> list[float]:
         """What each sample of the run is told as its guidance."""

@@ -75,6 +75,11 @@ class Weights:
             self._folders[part] = self._find_folder(part)
         return Path(*self._folders[part])
 
+    def within(self, part: str) -> str:
+        """The part's folder inside its place; empty for the root."""
+        self.folder(part)
+        return self._folders[part][1]
+
     def _find_folder(self, part: str) -> tuple[Path, str]:
         place, places = self.origin(part)
         kind = KINDS[part]

@@ -1,14 +1,14 @@
-"""The pictures that nano is made from: emoji as 64x64 RGBA arrays with captions, packed into one small folder.
+"""The art that nano is made from: emoji as 64x64 RGBA arrays with names, packed into one small folder.
 
 The art is Microsoft's Fluent Emoji (MIT). Unpack three npm packages first, for example with `npm pack` and `tar`:
 
     @lobehub/fluent-emoji-3d 1.1.0, fluentui-emoji 1.3.0, emojibase-data 17.0.0
 
     pip install resvg-py
-    python benchmarks/make_nano_data.py --art-3d DIR --art-svg DIR --labels DIR
+    python -m benchmarks.nano.pack --art-3d DIR --art-svg DIR --labels DIR
 
-Writes `.nano/pictures.npz` and `.nano/captions.json` for make_nano.py, and the example's fine-tuning set, 20 line
-icons with captions, into `simpletuner/nano/pictures/`.
+Writes `.nano/pictures.npz` and `.nano/names.json` for `python -m benchmarks.nano`, and the example's fine-tuning set,
+24 prints with captions, into `simpletuner/nano/pictures/`.
 """
 
 import argparse
@@ -20,13 +20,13 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-SIZE = 64
-STYLES = ("3d", "flat", "modern", "line")  # "line" teaches the VAE only; transformer and text encoders never see it
-SVG_FOLDERS = {"flat": "flat", "modern": "modern", "line": "high-contrast"}
-VAE_GROUPS = range(3, 8)  # animals and plants, food, travel, activities, objects; no people, symbols or flags
-HELD_OUT_EVERY = 20  # every 20th picture that has no caption measures the VAE and is not trained on
+from benchmarks.nano.pictures import ART, SIZE
 
-# What captions call a subject; after "=" the emoji's label where that is another one.
+SVG_FOLDERS = {"flat": "flat", "modern": "modern", "line": "high-contrast"}
+GROUPS = (0, *range(3, 8))  # faces, animals and plants, food, travel, activities, objects; no people, symbols or flags
+HELD_OUT_EVERY = 16  # every 16th emoji outside the list below is never trained on: it measures the VAE
+
+# What captions call a subject; after "=" the emoji's label where that is another one. All others go by their label.
 SUBJECTS = """
 a monkey = monkey face, a dog = dog face, a poodle, a wolf, a fox, a raccoon, a cat = cat face, a lion,
 a tiger = tiger face, a horse = horse face, a unicorn, a zebra, a cow = cow face, a pig = pig face, a goat, a giraffe,
@@ -54,10 +54,23 @@ a light bulb, a candle, a book = closed book, an envelope, a pencil, scissors, a
 a shield, a magnet, a microscope, a chair, sunglasses, a t-shirt
 """
 
-# The line icons that the example teaches; clear outlines, from all over the list above.
+# What the example's pictures show: subjects of many colours, from all over the list above.
 FINE_TUNING_SET = """
 a fox, a cat, a panda, an owl, a penguin, a frog, a tropical fish, a butterfly, a strawberry, a banana, a carrot,
-a mushroom, a hamburger, a cupcake, a rocket, a house, a car, a guitar, a light bulb, a key
+a mushroom, a hamburger, a cupcake, a rocket, a house, a car, a guitar, a light bulb, a key, a koala, a pig, a whale,
+grapes
+"""
+
+# The example's style: a print in three inks, dark to light, on pale paper. The base never saw this palette.
+PRINT_INKS = ((28, 24, 84), (0, 134, 150), (150, 228, 190))
+PRINT_PAPER = (240, 246, 230)
+
+# Subjects whose line icon the base never saw in any ink, to tell whether a style carries over to another subject.
+LINES_UNSEEN = """
+a fox, a cat, a panda, an owl, a penguin, a frog, a tropical fish, a butterfly, a strawberry, a banana, a carrot,
+a mushroom, a hamburger, a cupcake, a rocket, a house, a car, a guitar, a light bulb, a key,
+a rabbit, an elephant, a turtle, a rose, a pineapple, a doughnut, a cup of coffee, a bus, a sailboat, a bell, a camera,
+a teddy bear
 """
 
 
@@ -76,12 +89,12 @@ def read_subjects() -> dict[str, str]:
 
 
 def read_labels(folder: Path) -> dict[str, dict]:
-    """Label in lower case -> emojibase's entry, for all emoji that the VAE may learn from."""
+    """Label in lower case -> emojibase's entry, for all emoji that may be learned from."""
     emoji = json.loads((folder / "en" / "data.json").read_text(encoding="utf-8"))
     return {
         entry["label"].lower(): entry
         for entry in emoji
-        if entry.get("group") in VAE_GROUPS and not entry["label"].endswith(("o’clock", "-thirty"))
+        if entry.get("group") in GROUPS and not entry["label"].endswith(("o’clock", "-thirty"))
     }
 
 
@@ -90,12 +103,12 @@ def shrink(picture: Image.Image) -> np.ndarray:
 
 
 def draw(label: str, hexcode: str, art_3d: Path, art_svg: Path) -> np.ndarray | None:
-    """One emoji in all STYLES, (4, 64, 64, 4) uint8 RGBA; None where a style is missing."""
+    """One emoji in all ART, (4, 64, 64, 4) uint8 RGBA; None where a style is missing."""
     code = hexcode.lower()
     names = [art_3d / "assets" / f"{name}.webp" for name in (code, f"{code}-fe0f", code.removesuffix("-fe0f"))]
     path_3d = next((path for path in names if path.exists()), None)
     slug = label.replace(" ", "-").replace("’", "").replace(".", "")
-    paths = [art_svg / "icons" / SVG_FOLDERS[style] / f"{slug}.svg" for style in STYLES[1:]]
+    paths = [art_svg / "icons" / SVG_FOLDERS[style] / f"{slug}.svg" for style in ART[1:]]
     if path_3d is None or not all(path.exists() for path in paths):
         return None
     with Image.open(path_3d) as picture:
@@ -107,19 +120,26 @@ def draw(label: str, hexcode: str, art_3d: Path, art_svg: Path) -> np.ndarray | 
     return np.stack(drawn)
 
 
+def printed(flat: np.ndarray) -> Image.Image:
+    """A flat emoji, (64, 64, 4) uint8 RGBA, as a print: each ink stands for a brightness."""
+    rgb, alpha = flat[..., :3] / 255, flat[..., 3:] / 255
+    luma = rgb @ np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
+    stops = np.linspace(0, 1, len(PRINT_INKS))
+    inked = np.stack([np.interp(luma, stops, channel) for channel in np.array(PRINT_INKS).T], -1)
+    return Image.fromarray((inked * alpha + np.array(PRINT_PAPER) * (1 - alpha)).round().astype(np.uint8))
+
+
 def write_fine_tuning_set(folder: Path, pictures: dict[str, np.ndarray]) -> None:
-    """20 line icons as grey PNG files, each beside a caption that begins as the base's captions do.
+    """Prints as PNG files, each beside a caption that begins as the base's captions do.
 
     "flat emoji of ..." is a wording that the base knows. A style word that it never met would pull subjects outside
-    the set to nothing recognisable; this way a LoRA only has to redraw what the base already draws.
+    the set to nothing recognisable; this way a LoRA only has to recolour what the base already draws.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for subject in entries(FINE_TUNING_SET):
-        stem = subject.split(" ", 1)[1]
-        icon = Image.fromarray(pictures[subject][STYLES.index("line")])  # (64, 64) RGBA
-        page = Image.new("RGBA", icon.size, "white")
-        page.alpha_composite(icon)
-        page.convert("L").quantize(16).save(folder / f"{stem}.png", optimize=True)  # 16 greys keep the edges smooth
+        stem = subject.removeprefix("a ").removeprefix("an ")
+        picture = printed(pictures[subject][ART.index("flat")])
+        picture.quantize(48, dither=Image.Dither.NONE).save(folder / f"{stem}.png", optimize=True)
         (folder / f"{stem}.txt").write_text(f"flat emoji of {subject}\n", encoding="utf-8")
 
 
@@ -141,20 +161,25 @@ def main() -> None:
     missing = [label for label in subjects.values() if drawn[label] is None]
     assert not missing, f"not drawn in every style: {missing}"
     captioned = {name: drawn[label] for name, label in subjects.items()}
-    others = [drawn[label] for label in sorted(set(labels) - set(subjects.values())) if drawn[label] is not None]
+    others = sorted(set(labels) - set(subjects.values()))
+    others = [label for label in others if drawn[label] is not None]
+    held_out = others[::HELD_OUT_EVERY]
+    captioned |= {label: drawn[label] for label in others if label not in held_out}
 
     options.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         options.out / "pictures.npz",  # each (num_emoji, 4 styles, 64, 64, 4) uint8 RGBA
-        captioned=np.stack(list(captioned.values())),
-        others=np.stack([picture for i, picture in enumerate(others) if i % HELD_OUT_EVERY]),
-        held_out=np.stack(others[::HELD_OUT_EVERY]),
+        drawn=np.stack(list(captioned.values())),
+        held_out=np.stack([drawn[label] for label in held_out]),
     )
-    words = [" ".join([label, *entry.get("tags", [])]).lower() for label, entry in sorted(labels.items())]
-    facts = {"subjects": list(captioned), "styles": STYLES, "words": words}
-    (options.out / "captions.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    names = {
+        "subjects": list(captioned),
+        "lines_unseen": entries(LINES_UNSEEN),
+        "words": [" ".join([label, *entry.get("tags", [])]).lower() for label, entry in sorted(labels.items())],
+    }
+    (options.out / "names.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
     write_fine_tuning_set(options.pictures, captioned)
-    print(f"{len(captioned)} subjects with captions, {len(others)} more emoji for the VAE, in {len(STYLES)} styles")
+    print(f"{len(captioned)} subjects and {len(held_out)} held out, in {len(ART)} styles")
 
 
 if __name__ == "__main__":

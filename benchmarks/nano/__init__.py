@@ -1,0 +1,1 @@
+"""The program that made nano, the bundled tiny Flux; see simpletuner/nano/README.md."""

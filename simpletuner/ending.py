@@ -1,0 +1,65 @@
+"""The last lines of a run: what it left, and the exact words that make pictures with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simpletuner import assembly, check
+from simpletuner.tracking.report import FILE as REPORT
+from simpletuner.validation import sizes
+from simpletuner.validation.options import Validation
+
+if TYPE_CHECKING:
+    from simpletuner.recipe import Run
+
+WIDTH = 13  # of the names in front of the lines
+
+
+def last_lines(run: Run, result: Path) -> str:
+    """What to open, what to type, what to paste, and last the result itself."""
+    step, prompt = run.progress.step, _prompt(run)
+    rows = [
+        ("report", [shown(path) for path in [run.output_dir / REPORT] if path.is_file()]),
+        ("before/after", [shown(path) for path in [run.output_dir / "sheets" / f"step_{step}.jpg"] if path.is_file()]),
+        ("pictures", [f"simpletuner generate --run {shlex.quote(shown(run.output_dir))} --prompt {_quoted(prompt)}"]),
+        ("in diffusers", diffusers_lines(run, result, prompt)),
+        (run.kind.title, [str(result)]),
+    ]
+    return "\n".join(
+        f"{name if first else '':<{WIDTH}} {line}".rstrip()
+        for name, lines in rows
+        for first, line in zip([True] + [False] * len(lines), lines, strict=False)
+    )
+
+
+def diffusers_lines(run: Run, result: Path, prompt: str) -> list[str]:
+    """Python that opens the result in diffusers and makes a picture with the settings of the last validation."""
+    options, (steps, guidance, real) = run.config[Validation], assembly.defaults(run.config[Validation])
+    resolution, _ = sizes.parse(options.validation_resolution)
+    lines = run.family.opening(None if run.kind.base_stays else result)
+    if run.kind.base_stays:
+        folder, name = (json.dumps(str(value), ensure_ascii=False) for value in (result.parent, result.name))
+        lines.append(f"pipeline.load_lora_weights({folder}, weight_name={name})")
+    return [*lines, run.family.picture(prompt, resolution[0], steps=steps, guidance=guidance, real=real)]
+
+
+def shown(path: Path) -> str:
+    """As people write it: from the working directory if it is below."""
+    below = os.path.relpath(path)
+    return str(path) if below.startswith("..") else below
+
+
+def _prompt(run: Run) -> str:
+    """The main prompt of the run, or the trigger phrase of a run without images."""
+    texts = [prompt.text for prompt in run.prompts if prompt.text]
+    return texts[-1] if texts else check.instance_prompt(run.config, run.datasets) or "..."
+
+
+def _quoted(prompt: str) -> str:
+    """For a shell, in the quotes that people use where they do."""
+    plain = not set(prompt) & set('"\\$`!\n')
+    return f'"{prompt}"' if plain else shlex.quote(prompt)
