@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from simpletuner import assembly, check
-from simpletuner.adapters.kinds import KINDS
+from simpletuner.adapters.kinds import Kind
 from simpletuner.adapters.lora import Lora
 from simpletuner.adapters.lora_file import LoraFile
 from simpletuner.adapters.weights import Tensors
@@ -27,7 +27,7 @@ from simpletuner.errors import HardwareError, raise_errors
 from simpletuner.events import EventLog
 from simpletuner.models.options import Model
 from simpletuner.protocols import Adapter
-from simpletuner.training.checkpoint import NAME, Checkpoints, Contents
+from simpletuner.training.checkpoint import Checkpoints, Contents
 from simpletuner.training.options import Saving, Speed, Training
 from simpletuner.training.precision import Precision, choose_device, prepare
 from simpletuner.types import Prompt
@@ -45,20 +45,20 @@ Made = tuple[Path, dict[str, Any]]  # a picture's file, and what it was made wit
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the trained weights come from: a LoRA file, or the newest whole checkpoint of a run."""
+    """Where the trained weights come from: a LoRA file, or the exact weights of a run. Neither: the base model."""
 
     lora: LoraFile | None = None
-    checkpoint: Path | None = None
+    weights: Path | None = None  # file or folder
+    step: int | None = None  # of a run
 
     @classmethod
-    def of_run(cls, output_dir: Path, events: EventLog) -> Trained:
-        """DiskError if there are checkpoints and none of them is whole."""
+    def of_run(cls, output_dir: Path, kind: Kind, events: EventLog) -> Trained:
+        """The newest whole checkpoint, or the result if there is none. DiskError if all of them are damaged."""
         finder = Checkpoints(output_dir, Saving(), events, Contents({}, {}))  # it only looks
-        return cls(checkpoint=finder.find("latest"))
-
-    @property
-    def step(self) -> int | None:
-        return int(NAME.fullmatch(self.checkpoint.name)[1]) if self.checkpoint else None  # type: ignore[index]
+        folder = finder.find("latest")
+        if folder is None:
+            return cls(weights=output_dir / kind.published)
+        return cls(weights=folder / kind.state, step=int(folder.name.rpartition("-")[2]))
 
     def load(self, config: Config, denoiser: nn.Module) -> Adapter | None:
         """The adapter inside the model with its trained weights; None for the base model alone."""
@@ -66,9 +66,9 @@ class Trained:
             adapter: Any = Lora.of_file(self.lora)
             adapter.attach(denoiser)
             adapter.load_state(self.lora.state())
-        elif self.checkpoint:
+        elif self.weights:
             adapter = assembly.attach_adapter(config, denoiser)
-            adapter.load_state(Tensors(self.checkpoint / KINDS[config[Model].model_type].state))
+            adapter.load_state(Tensors(self.weights))
         else:
             return None
         return adapter

@@ -208,8 +208,10 @@ def run_command(*words: str) -> str:
         run_command("help", "lora_rank"),
         run_command("train", "--help"),
         run_command("validate", "--example", "nano"),
+        run_command("generate", "--help"),
+        run_command("report", "--help"),
     ],
-    ids=["config", "--help", "version", "help", "train --help", "validate"],
+    ids=["config", "--help", "version", "help", "train --help", "validate", "generate --help", "report --help"],
 )
 def test_the_front_loads_no_torch(program, tmp_path):
     assert not loaded_by(program, tmp_path) & HEAVY

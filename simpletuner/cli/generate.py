@@ -113,7 +113,8 @@ def command(
     events, console = EventLog(None), Console(sys.stderr)
     events.subscribe(console)
     try:
-        trained = Trained(order.lora) if order.lora or not run else Trained.of_run(run, events)
+        kind = KINDS[order.config[Model].model_type]
+        trained = Trained(order.lora) if order.lora or not run else Trained.of_run(run, kind, events)
         made = generate(order.config, order.prompts, trained, count=order.count, out=out, events=events)
     finally:
         console.close()
@@ -224,11 +225,11 @@ def _configuration(given: Given, lora: LoraFile | None) -> tuple[Config, list[Pr
 
 
 def _of_run(run: Path, kind: Kind) -> tuple[LoraFile | None, list[Problem]]:
-    """The file of a run that kept no checkpoint; an error if it kept nothing at all."""
-    if any(run.glob("checkpoint-*")):
-        return None, []
+    """The LoRA file of a run that kept no checkpoint; an error if it kept nothing at all."""
     result = run / kind.published
-    if kind.base_stays and result.is_file():
+    if any(run.glob("checkpoint-*")) or result.is_dir():
+        return None, []
+    if result.is_file():
         return lora_file.read(result), []
     return None, [Problem(f"--run: {run} has no checkpoint yet", fix="wait for the first one, or give --lora")]
 

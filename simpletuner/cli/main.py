@@ -24,9 +24,9 @@ COMMANDS = {  # name -> group in the help, one line
 HELP = """Fine-tunes FLUX.1 text-to-image models: a config and a folder of pictures in, a LoRA file out.
 
 \b
-  simpletuner train --example nano          a real fine-tune in two minutes, no GPU
-  simpletuner validate                      check config/config.json and its datasets
-  simpletuner train max_train_steps=2000    train, with one value changed
+  simpletuner train --example nano                  a real fine-tune in two minutes, no GPU
+  simpletuner validate                              check config/config.json and its datasets
+  simpletuner generate --run RUN --prompt "a cat"   make a picture with what a run trained
 """
 
 

@@ -115,7 +115,7 @@ def _failed_check(path: str, wrong: list[str], consequence: str) -> SimpleTunerE
 
 
 class Checkpoints:
-    """The checkpoints of one output directory. Only the process that holds the directory's lock may have one."""
+    """The checkpoints of one output directory. Only the process that holds its lock may do more than `find` them."""
 
     def __init__(
         self,

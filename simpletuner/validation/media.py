@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -59,7 +60,7 @@ def save_new(image: Image.Image, folder: Path, stem: str, settings: Mapping[str,
     """Writes a PNG under the first `<stem>_<number>.png` that is free, also while another program does the same."""
     data = encoded(image, "png", 0, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{os.getpid()}.tmp"
+    aside = folder / f".{uuid.uuid4().hex}.tmp"
     write_whole(aside, data)
     try:
         for number in itertools.count(1):

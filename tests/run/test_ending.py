@@ -18,6 +18,7 @@ from simpletuner.ending import last_lines, shown
 from simpletuner.models.flux import usage
 from simpletuner.models.flux.weights import Weights
 from simpletuner.models.options import Model
+from simpletuner.process import run as whole_process
 from simpletuner.types import Size
 
 SHORT = ("max_train_steps=2", "validation_num_inference_steps=2", "torch_num_threads=1", "learning_rate=0.1")
@@ -163,3 +164,24 @@ def test_paths_below_the_working_directory_are_short(tmp_path, monkeypatch):
     assert shown(tmp_path / "a/b") == os.path.join("a", "b") and shown(tmp_path.parent / "c") == str(
         tmp_path.parent / "c"
     )
+
+
+def test_a_report_that_cannot_be_written_ends_no_run(config, tmp_path, capfd):
+    path = config(max_train_steps=1)
+    (tmp_path / "out/report.html").mkdir(parents=True)
+    assert whole_process(path) == 0
+    warnings = [event["message"] for event in small.events(tmp_path / "out", "warning")]
+    assert any(message.startswith("report.html could not be written: ") for message in warnings)
+    assert "\nreport " not in capfd.readouterr().err
+
+
+def test_a_stopped_and_a_failed_run_have_a_report(config, tmp_path, monkeypatch):
+    from simpletuner.training.trainer import Trainer
+
+    def failing(trainer, window):
+        raise RuntimeError("<b>broken</b>")
+
+    monkeypatch.setattr(Trainer, "_step", failing)
+    assert whole_process(config(max_train_steps=1)) == 1
+    page = (tmp_path / "out/report.html").read_text()
+    assert 'class="state failed"' in page and "&lt;b&gt;broken&lt;/b&gt;" in page

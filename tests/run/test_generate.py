@@ -163,3 +163,15 @@ def test_a_picture_that_cannot_be_made_is_an_error(run, monkeypatch):
     monkeypatch.setattr(ImageMaker, "_latents", failing)
     with pytest.raises(HardwareError, match="2 of 2 pictures could not be made"):
         generate("--run", run, "--prompt", "a dog")
+
+
+def test_a_whole_model_draws_its_last_validation_image(config, tmp_path):
+    words = VALIDATION | {"model_type": "full", "lora_rank": None, "learning_rate": 1e-3, "num_validation_images": 1}
+    done = small.train(config("full", **words))
+    done.config.write(tmp_path / "full/config.resolved.json")
+    made = generate("--run", tmp_path / "full", "--prompt", PROMPT)
+    kept = [path for path in validation(tmp_path / "full") if "_validation_" in path.name]
+    assert [path.read_bytes() for path in made] == [path.read_bytes() for path in kept]
+    for folder in (tmp_path / "full").glob("checkpoint-*"):
+        shutil.rmtree(folder)  # the result alone is enough
+    assert same(generate("--run", tmp_path / "full", "--prompt", PROMPT)[0], kept[0])
