@@ -65,7 +65,7 @@ def _numbers(run: Run) -> str:
     rows.append(("time", escape(duration(run.seconds))))
     rows += [("per step", f"{speed[-1][1]:.2f} s")] if speed else []
     images = sum(dataset.get("images") or 0 for dataset in run.datasets)
-    rows += [("pictures", str(images))] if run.datasets else []
+    rows += [("training pictures", str(images))] if run.datasets else []
     cells = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows)
     return f'<dl class="numbers">{cells}</dl>'
 
