@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simpletuner import assembly, check
 from simpletuner.tracking.report import FILE as REPORT
+from simpletuner.tracking.words import generate_command
 from simpletuner.validation import sizes
 from simpletuner.validation.options import Validation
 
@@ -25,7 +25,7 @@ def last_lines(run: Run, result: Path) -> str:
     rows = [
         ("report", [shown(path) for path in [run.output_dir / REPORT] if path.is_file()]),
         ("before/after", [shown(path) for path in [run.output_dir / "sheets" / f"step_{step}.jpg"] if path.is_file()]),
-        ("pictures", [f"simpletuner generate --run {shlex.quote(shown(run.output_dir))} --prompt {_quoted(prompt)}"]),
+        ("pictures", [generate_command(shown(run.output_dir), prompt)]),
         ("in diffusers", diffusers_lines(run, result, prompt)),
         (run.kind.title, [str(result)]),
     ]
@@ -57,9 +57,3 @@ def _prompt(run: Run) -> str:
     """The main prompt of the run, or the trigger phrase of a run without images."""
     texts = [prompt.text for prompt in run.prompts if prompt.text]
     return texts[-1] if texts else check.instance_prompt(run.config, run.datasets) or "..."
-
-
-def _quoted(prompt: str) -> str:
-    """For a shell, in the quotes that people use where they do."""
-    plain = not set(prompt) & set('"\\$`!\n')
-    return f'"{prompt}"' if plain else shlex.quote(prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,13 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} GB"
+
+
+def generate_command(folder: str, prompt: str) -> str:
+    """What to type for a picture with the run in `folder`; the prompt in the quotes that people use where they do."""
+    plain = not set(prompt) & set('"\\$`!\n')
+    quoted = f'"{prompt}"' if plain else shlex.quote(prompt)
+    return f"simpletuner generate --run {shlex.quote(folder)} --prompt {quoted}"
 
 
 def _fix(data: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,16 @@ def test_every_text_is_escaped_wherever_it_stands(folder):
     assert len(found.of("script")) == 1
     for attribute in (value for _, attrs in found.tags for value in attrs.values() if value and "alert(1)" in value):
         assert EVIL in attribute  # an attribute's value, and not the end of one
+
+
+def test_the_commands_can_be_typed_as_they_stand(folder):
+    resolved = json.loads((folder / record.CONFIG).read_text())
+    home = resolved.get("output_dir") or HOSTILE_NAME
+    resolved["output_dir"] = home = f"{home} & 'more'"
+    (folder / record.CONFIG).write_text(json.dumps(resolved))
+    text = page(folder).text
+    assert f"simpletuner generate --run {shlex.quote(home)} --prompt " in text
+    assert f"simpletuner report {shlex.quote(home)}" in text
 
 
 def test_nothing_on_the_page_asks_the_network_for_anything(folder):

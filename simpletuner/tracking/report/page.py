@@ -13,7 +13,7 @@ from simpletuner.events import Event
 from simpletuner.tracking.report.chart import Line, chart, smoothed
 from simpletuner.tracking.report.images import Images
 from simpletuner.tracking.report.record import Run, Subject
-from simpletuner.tracking.words import duration, sentence
+from simpletuner.tracking.words import duration, generate_command, sentence
 from simpletuner.types import remark
 
 HERE = Path(__file__).parent
@@ -35,7 +35,8 @@ def render(run: Run, images: Images) -> str:
         f"<title>{escape(run.name)}: SimpleTuner</title>",
         f'<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n<main>',
         *(section for section in sections if section),
-        f"<footer>SimpleTuner. Made from the files of this run; <code>simpletuner report {_command_path(run)}</code> "
+        f"<footer>SimpleTuner. Made from the files of this run; <code>simpletuner report "
+        f"{escape(shlex.quote(_folder(run)))}</code> "
         "makes it anew.</footer>",
         f"</main>\n<script>\n{script}</script>\n</body>\n</html>\n",
     ])  # fmt: skip
@@ -74,7 +75,7 @@ def _use(run: Run) -> str:
     if not run.result:
         return ""
     prompt = next((subject.prompt for subject in reversed(run.subjects) if subject.prompt), "...")
-    command = f"simpletuner generate --run {_command_path(run)} --prompt {shlex.quote(prompt)}"
+    command = generate_command(_folder(run), prompt)
     link = f'<a href="{escape(run.result)}">{escape(run.result)}</a>'
     return (
         f'<h2>Result</h2><div class="card use"><p>{link}</p>'
@@ -82,9 +83,9 @@ def _use(run: Run) -> str:
     )
 
 
-def _command_path(run: Run) -> str:
+def _folder(run: Run) -> str:
     """The run's folder as its own configuration has it; it may have been moved since."""
-    return escape(shlex.quote(str(run.values.get("output_dir") or run.name)))
+    return str(run.values.get("output_dir") or run.name)
 
 
 # ---- how it went
