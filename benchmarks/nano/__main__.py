@@ -29,6 +29,8 @@ def load(folder: Path, device: torch.device) -> FluxPipeline:
 
 def save(pipe: FluxPipeline, folder: Path) -> None:
     """Stores fp16 weights that load as fp32 where no dtype is asked for, as the CPU needs them."""
+    for part in (pipe, pipe.vae, pipe.transformer):
+        part.register_to_config(_name_or_path="nano")  # or the place it was loaded from would be saved
     pipe.to(dtype=torch.float16).save_pretrained(folder)
     # diffusers loads its parts as fp32 anyway; transformers loads what the config says.
     for part in ("text_encoder", "text_encoder_2"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from benchmarks.nano.fit import fit
-from benchmarks.nano.pictures import SIZE, WORDINGS, Art, captions, items, pixels
+from benchmarks.nano.pictures import SIZE, WORDINGS, Art, Item, captions, items, pixels
 from benchmarks.nano.tokenizers import NUM_TEXT_TOKENS, new_clip_tokenizer, new_t5_tokenizer, token_ids
 from benchmarks.nano.vae import encoded
 
@@ -57,9 +57,8 @@ def new_pipeline(vae: AutoencoderKL, lines: list[str], words: list[str]) -> Flux
 class Draws:
     """The training set on the device, and how a batch is drawn from it inside a CUDA graph."""
 
-    def __init__(self, pipe: FluxPipeline, art: Art, device: torch.device):
-        wanted = items(art)
-        lines = [line for item in wanted for line in captions(art, item)] + [""]
+    def __init__(self, pipe: FluxPipeline, art: Art, wanted: list[Item], lines: list[str], device: torch.device):
+        lines = [*lines, ""]
         self.clip_ids = token_ids(pipe.tokenizer, lines).to(device)  # (P * num_wordings + 1, 32)
         self.t5_ids = token_ids(pipe.tokenizer_2, lines).to(device)
         self.ends = torch.tensor([item.weight for item in wanted], dtype=torch.float64).cumsum(0).float().to(device)
@@ -111,9 +110,10 @@ def plain_attention() -> None:
 def make(vae: AutoencoderKL, art: Art, device: torch.device, seconds: float) -> FluxPipeline:
     """A pipeline in fp32 with trained encoders and a transformer that knows the subjects."""
     plain_attention()
-    lines = [line for item in items(art) for line in captions(art, item)]
+    wanted = items(art)
+    lines = [line for item in wanted for line in captions(art, item)]
     pipe = new_pipeline(vae, lines, art.words)
-    draws = Draws(pipe, art, device)
+    draws = Draws(pipe, art, wanted, lines, device)
     positions = FluxPipeline._prepare_latent_image_ids(1, SIZE // 16, SIZE // 16, device, torch.float32)
     models = {name: getattr(pipe, name) for name in ("transformer", "text_encoder_2", "text_encoder")}
     for name, model in models.items():

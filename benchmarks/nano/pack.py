@@ -20,7 +20,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from benchmarks.nano.pictures import ART, SIZE
+from benchmarks.nano.pictures import ART, LUMA, SIZE
 
 SVG_FOLDERS = {"flat": "flat", "modern": "modern", "line": "high-contrast"}
 GROUPS = (0, *range(3, 8))  # faces, animals and plants, food, travel, activities, objects; no people, symbols or flags
@@ -123,7 +123,7 @@ def draw(label: str, hexcode: str, art_3d: Path, art_svg: Path) -> np.ndarray | 
 def printed(flat: np.ndarray) -> Image.Image:
     """A flat emoji, (64, 64, 4) uint8 RGBA, as a print: each ink stands for a brightness."""
     rgb, alpha = flat[..., :3] / 255, flat[..., 3:] / 255
-    luma = rgb @ np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
+    luma = rgb @ np.array(LUMA)
     stops = np.linspace(0, 1, len(PRINT_INKS))
     inked = np.stack([np.interp(luma, stops, channel) for channel in np.array(PRINT_INKS).T], -1)
     return Image.fromarray((inked * alpha + np.array(PRINT_PAPER) * (1 - alpha)).round().astype(np.uint8))

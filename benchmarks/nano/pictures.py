@@ -7,6 +7,7 @@ example teaches.
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ TONES = {  # dark and light end
     "grey": ((0, 0, 0), (255, 255, 255)),
 }
 BOARDS = {"blueprint": ((35, 75, 165), (235, 243, 255)), "chalk": ((25, 70, 55), (250, 245, 200))}  # ground, line
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 ARTICLES = {"orange": "an"}  # all other colours take "a"
 # The plainest wording comes twice: it is the one that examples and tests use.
 WORDINGS = (
@@ -73,6 +75,11 @@ class Art:
         by_style = {key: dict(zip(ART, value.unbind(1), strict=True)) for key, value in packed.items()}
         unseen = frozenset(names["lines_unseen"])
         return cls(names["subjects"], unseen, names["words"], by_style["drawn"], by_style["held_out"])
+
+    @cached_property
+    def styled(self) -> dict[str, Tensor]:
+        """Every subject in every style."""
+        return styles(self.drawn)
 
     def seen_lines(self) -> Tensor:
         """Indices of the subjects whose line icon may be trained on."""
@@ -110,7 +117,7 @@ def with_alpha(rgb: Tensor, alpha: Tensor) -> Tensor:
 
 
 def toned(flat: Tensor, low: tuple[int, ...], high: tuple[int, ...]) -> Tensor:
-    weights = torch.tensor((0.299, 0.587, 0.114), device=flat.device)[None, :, None, None]  # ITU-R BT.601 luma
+    weights = torch.tensor(LUMA, device=flat.device)[None, :, None, None]
     luma = (flat[:, :3].float() / 255 * weights).sum(1, keepdim=True)
     return with_alpha(between(luma, low, high), flat[:, 3:])
 
@@ -169,7 +176,7 @@ SHARE_WHITE = 0.6  # of the drawn styles on white
 
 def items(art: Art) -> list[Item]:
     """All pictures: drawn styles on every ground, computed ones on white; weights sum to 1."""
-    computed = [style for style in styles({name: value[:1] for name, value in art.drawn.items()}) if style not in DRAWN]
+    computed = [style for style in art.styled if style not in DRAWN]
     found = []
     for subject, name in enumerate(art.subjects):
         for style in DRAWN:
@@ -184,8 +191,7 @@ def items(art: Art) -> list[Item]:
 
 def pixels(art: Art, wanted: list[Item], device: torch.device) -> Tensor:
     """(len(wanted), 3, 64, 64) in [-1, 1]."""
-    made = styles(art.drawn)
-    rgba = torch.stack([made[item.style][item.subject] for item in wanted]).to(device)
+    rgba = torch.stack([art.styled[item.style][item.subject] for item in wanted]).to(device)
     colours = torch.tensor([GROUNDS[item.ground] for item in wanted], device=device).float()
     return on_background(rgba, colours)
 

@@ -99,7 +99,6 @@ def make(folder: Path, art: Art, seconds: float) -> None:
 def load(folder: Path, device: torch.device) -> AutoencoderKL:
     """The saved VAE in fp32."""
     vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32).to(device)
-    vae.register_to_config(_name_or_path="nano")  # or the place it was loaded from would be saved
     return vae.requires_grad_(False).eval()
 
 

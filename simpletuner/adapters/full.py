@@ -65,7 +65,7 @@ class Full:
 
     def state(self) -> dict[str, Tensor]:
         """Exact training weights on the CPU."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.parameters().items()}
+        return weights.copied(self.parameters())
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores `state()`, or what `export` wrote. ConfigError if it is of another model."""

@@ -117,7 +117,7 @@ class Lora:
 
     def state(self) -> dict[str, Tensor]:
         """Exact training weights on the CPU, without the scale."""
-        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.parameters().items()}
+        return weights.copied(self.parameters())
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Restores `state()`. ConfigError if other modules or another rank were trained."""

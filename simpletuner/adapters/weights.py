@@ -65,6 +65,11 @@ def write(
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
+def copied(own: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    """The parameters' values on the CPU, which later steps do not change: what `restore` puts back."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in own.items()}
+
+
 def restore(own: Mapping[str, Parameter], saved: Mapping[str, Tensor], what: str, fix: str) -> None:
     """Copies the saved tensors over the parameters of the same names. ConfigError if they are not the same set."""
     wrong = sorted(own.keys() ^ saved.keys())
