@@ -53,7 +53,8 @@ class Lora:
         """Puts the adapter into the model, which otherwise stays as it is; its output does not change yet."""
         from peft import LoraConfig, inject_adapter_in_model
 
-        paths = targets.find(denoiser, self.names)
+        linear = [path for path, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+        paths = targets.find(linear, self.names)
         config = LoraConfig(
             r=self.options.lora_rank,
             lora_alpha=self.options.alpha,  # type: ignore[arg-type] # PEFT only divides by it

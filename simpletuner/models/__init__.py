@@ -13,6 +13,8 @@ from functools import cache
 from typing import Any
 
 from simpletuner.errors import ConfigError
+from simpletuner.models.options import Model
+from simpletuner.models.shapes import Shapes
 from simpletuner.registry import Entry, did_you_mean
 from simpletuner.schema import Group
 
@@ -46,6 +48,8 @@ class FamilyRecord:
     fused_names: Mapping[str, tuple[str, ...]]  # name in fused files -> the modules it stands for
     keep_precise: tuple[str, ...]  # modules that no quantiser touches
     target: str  # "module:Class" of the torch half
+    sizes: str  # "module:function" (Model, Flavour) -> Shapes
+    disk: str  # "module:Class" (Model, Flavour): what of it is on this disk, without torch
 
     def flavour(self, name: str) -> Flavour:
         if name not in self.flavours:
@@ -58,6 +62,14 @@ class FamilyRecord:
             return self.lora_targets[preset]
         parts = [part for name in names for part in self.fused_names.get(name, (name,))]
         return tuple(dict.fromkeys(parts))
+
+    def shapes(self, model: Model) -> Shapes:
+        """The sizes of the model that the options name; reads no weights and no torch."""
+        return Entry(self.sizes, self.title).load()(model, self.flavour(model.model_flavour))
+
+    def on_disk(self, model: Model) -> Any:
+        """What of the model that the options name is on this disk; asks no network and loads no torch."""
+        return Entry(self.disk, self.title).load()(model, self.flavour(model.model_flavour))
 
     def load(self) -> Any:
         """The class of the torch half."""

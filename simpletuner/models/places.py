@@ -22,6 +22,24 @@ REFUSED = {
 }
 
 
+def hub_cache(cache_dir: str | None) -> Path:
+    """The folder in which the hub's library keeps what it downloads."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.path.expanduser(cache_dir or os.environ.get("HF_HUB_CACHE") or Path(home, "hub")))
+
+
+def on_disk(place: Place) -> Path | None:
+    """The folder of the model if it is here, as a folder or a snapshot in the hub's cache; asks nobody."""
+    if place.local:
+        return Path(os.path.expanduser(place.name))
+    home = hub_cache(place.cache_dir) / f"models--{place.name.replace('/', '--')}"
+    wanted = place.revision or "main"
+    reference = home / "refs" / wanted
+    commit = reference.read_text("utf-8").strip() if reference.is_file() else wanted
+    snapshot = home / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
 @dataclass(frozen=True)
 class Place:
     """One model folder or repository, and the option that named it."""
@@ -30,10 +48,11 @@ class Place:
     option: str
     revision: str | None = None
     cache_dir: str | None = None
+    offline: bool = False  # what is not on this disk is not there
 
     def __post_init__(self) -> None:
         reason = REFUSED.get(Path(self.name).suffix.lower())
-        if reason and not Path(self.name).expanduser().is_dir():
+        if reason and not Path(os.path.expanduser(self.name)).is_dir():
             raise ConfigError(
                 f"{self.option}: {self.name}: {reason}", fix="give a folder or hub repository in the diffusers layout"
             )
@@ -45,12 +64,16 @@ class Place:
 
     @property
     def local(self) -> bool:
-        return Path(self.name).expanduser().is_dir()
+        return Path(os.path.expanduser(self.name)).is_dir()
 
     def fetch(self, patterns: Iterable[str]) -> Path:
         """The folder below which the files that match `patterns` lie, as far as they exist."""
         if self.local:
-            return Path(self.name).expanduser()
+            return Path(os.path.expanduser(self.name))
+        if self.offline:
+            if (root := on_disk(self)) is None:
+                raise ConfigError(f"{self.name} is not on this disk", fix="the start of a run downloads it")
+            return root
         from huggingface_hub import snapshot_download
 
         try:

@@ -23,3 +23,11 @@ TABLE: dict[str, Entry] = {
     "torch-asgd": Entry("torch.optim:ASGD", "plain gradient with a slowly falling rate"),
 }
 TABLE["adafactor"] = TABLE["torch-adafactor"]
+
+# Numbers that an optimizer keeps for each weight, in the weight's precision; 2 unless listed. Adafactor keeps rows.
+STATE = {"torch-sgd": 0.0, "torch-adafactor": 0.0, "adafactor": 0.0, "torch-rmsprop": 1.0, "torch-adagrad": 1.0}
+
+
+def numbers_kept(name: str) -> float:
+    """How many numbers of state an optimizer has for each weight."""
+    return STATE.get(name, 2.0)

@@ -40,7 +40,11 @@ _FLAVOURS = (
         guidance=False,
         text_length=256,
         architecture=SCHNELL,
-        defaults={"flux_fast_schedule": True, "validation_num_inference_steps": 4},
+        defaults={
+            "flux_fast_schedule": True,
+            "assistant_lora_path": "ostris/FLUX.1-schnell-training-adapter",
+            "validation_num_inference_steps": 4,
+        },
         later="the assistant LoRA that makes schnell trainable",
     ),
     Flavour(
@@ -65,7 +69,7 @@ _FLAVOURS = (
         *APACHE,
         guidance=False,
         architecture=SCHNELL,
-        defaults=CFG,
+        defaults={"flux_attention_masked_training": True, **CFG},
         later="attention masking",
     ),
     Flavour(
@@ -121,4 +125,6 @@ RECORD = FamilyRecord(
         "proj_out",
     ),  # fmt: skip # noqa: E501
     target="simpletuner.models.flux.family:Flux",
+    sizes="simpletuner.models.flux.shapes:shapes",
+    disk="simpletuner.models.flux.disk:OnDisk",
 )

@@ -18,7 +18,6 @@ from simpletuner.diffusion.flow import FlowMatching
 from simpletuner.diffusion.times import ShiftCurve
 from simpletuner.errors import Problem
 from simpletuner.models import Flavour
-from simpletuner.models.digests import combine
 from simpletuner.models.flux import pipeline, usage
 from simpletuner.models.flux.layout import image_ids, pack, text_ids, unpack
 from simpletuner.models.flux.options import FluxOptions
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from simpletuner.models.flux.sampling import FluxEuler
 
 GUIDANCE_TENSOR = "time_text_embed.guidance_embedder.linear_1.weight"
-LONGEST = 512  # T5 tokens
 
 
 def _quietly() -> None:
@@ -93,11 +91,10 @@ class Flux:
     def latent_channels(self) -> int:
         return self.vae_config["latent_channels"]
 
-    @cached_property
+    @property
     def text_length(self) -> int:
         """T5 tokens a caption, padded and cut."""
-        length = self.model.tokenizer_max_length or self.flavour.text_length
-        return length or min(LONGEST, int(self.weights.config("tokenizer_2").get("model_max_length", LONGEST)))
+        return self.weights.text_length
 
     def shift_curve(self) -> ShiftCurve:
         """The growth of the shift with size, from the scheduler's configuration."""
@@ -109,17 +106,14 @@ class Flux:
             config.get("max_shift", plain.max_shift),
         )
 
-    # Fingerprints name the caches: everything that changes an embedding is in them.
-
     def vae_fingerprint(self) -> str:
-        return combine("vae/1", self.weights.fingerprint("vae"), self.vae_dtype, self.tiling)
+        return self.weights.vae_fingerprint(str(self.vae_dtype), self.tiling)
 
     def text_fingerprint(self) -> str:
-        parts = [self.weights.fingerprint(p) for p in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")]
-        return combine("text/1", *parts, self.text_length, self.model.t5_padding, self.dtype)
+        return self.weights.text_fingerprint(str(self.dtype))
 
     def denoiser_fingerprint(self) -> str:
-        return combine("transformer/1", self.weights.fingerprint("transformer"), self.base_dtype)
+        return self.weights.denoiser_fingerprint(str(self.base_dtype))
 
     def load_vae(self, device: Any) -> nn.Module:
         from diffusers import AutoencoderKL

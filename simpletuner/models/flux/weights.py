@@ -32,21 +32,26 @@ KINDS = {
     "tokenizer": TOKENIZER,
     "tokenizer_2": TOKENIZER,
 }
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+LONGEST = 512  # T5 tokens
 MAIN = "pretrained_model_name_or_path"
 ROOT = {"none", "null", ""}
 
 
 class Weights:
-    """The parts of one model. Small files are fetched when asked for, weights only by `files`."""
+    """The parts of one model. Small files are fetched when asked for, weights only by `files`; `offline` fetches none.
 
-    def __init__(self, model: Model, flavour: Flavour):
-        self.model, self.flavour = model, flavour
+    Precisions are written as torch prints them.
+    """
+
+    def __init__(self, model: Model, flavour: Flavour, *, offline: bool = False):
+        self.model, self.flavour, self.offline = model, flavour, offline
         self._folders: dict[str, tuple[Path, str]] = {}  # part -> (root of its place, folder within)
         self._files: dict[str, list[Path]] = {}
 
     def _place(self, key: str, name: str) -> Place:
         main = key in (MAIN, "model_flavour")  # a revision names a commit of this repository only
-        return Place(name, key, self.model.revision if main else None, self.model.cache_dir)
+        return Place(name, key, self.model.revision if main else None, self.model.cache_dir, self.offline)
 
     @cached_property
     def main(self) -> Place:
@@ -150,9 +155,31 @@ class Weights:
             details=[f"{path.name} is not used: {PICKLE}" for path in sorted(folder.glob("*.bin"))],
         )
 
-    def fingerprint(self, part: str) -> str:
-        """Names the content of a part: its small files and its weights."""
+    @cached_property
+    def text_length(self) -> int:
+        """T5 tokens a caption, padded and cut."""
+        length = self.model.tokenizer_max_length or self.flavour.text_length
+        return length or min(LONGEST, int(self.config("tokenizer_2").get("model_max_length", LONGEST)))
+
+    # Fingerprints name the caches: everything that changes an embedding is in them.
+
+    def named_by(self, part: str) -> list[Path]:
+        """The files whose content names a part: its small files and its weights."""
         folder, kind = self.folder(part), KINDS[part]
         names = [folder / name for name in kind.configs] if kind.stem else sorted(folder.iterdir())
-        paths = [path for path in names if path.is_file()] + (self.files(part) if kind.stem else [])
-        return combine(part, *(f"{path.name} {digest(path)}" for path in paths))
+        return [path for path in names if path.is_file()] + (self.files(part) if kind.stem else [])
+
+    def fingerprint(self, part: str) -> str:
+        """Names the content of a part."""
+        digests = (f"{path.name} {digest(path, remember=not self.offline)}" for path in self.named_by(part))
+        return combine(part, *digests)
+
+    def vae_fingerprint(self, dtype: str, tiling: bool) -> str:
+        return combine("vae/1", self.fingerprint("vae"), dtype, tiling)
+
+    def text_fingerprint(self, dtype: str) -> str:
+        parts = [self.fingerprint(part) for part in TEXT_PARTS]
+        return combine("text/1", *parts, self.text_length, self.model.t5_padding, dtype)
+
+    def denoiser_fingerprint(self, dtype: str) -> str:
+        return combine("transformer/1", self.fingerprint("transformer"), dtype)

@@ -1,0 +1,191 @@
+"""How much memory a run takes, phase by phase: a formula over the model's sizes, checked against measured peaks.
+
+    training = base + adapter x (weight + gradient + optimizer state) + activations + workspace
+
+docs/memory.md explains each term; benchmarks/results/memory.json holds the peaks it is tested against. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from simpletuner.adapters import targets
+from simpletuner.adapters.kinds import KINDS
+from simpletuner.adapters.options import Adapter, module_names
+from simpletuner.config import Config
+from simpletuner.data.options import Data
+from simpletuner.memory.options import Memory
+from simpletuner.models import FamilyRecord, families
+from simpletuner.models.options import Model, ModelMemory
+from simpletuner.models.shapes import Shapes, Stack
+from simpletuner.optim.options import Optimizer
+from simpletuner.optim.table import numbers_kept
+from simpletuner.training.options import Speed, Training
+from simpletuner.validation import sizes
+from simpletuner.validation.options import Validation
+
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "no": 4, "default": 2}
+MIB = 2**20
+# Measured on an H100 with torch 2.11 (benchmarks/memory.py):
+CONTEXT = 800 * MIB  # CUDA's own, its libraries' kernels and their workspaces
+SLACK = 0.03  # of everything but the base: what the allocator holds in pieces that fit nothing
+PROCESS = 1800 * MIB  # RAM of the process with torch and its libraries; pages of mapped weight files do not count
+BACKWARD = 24.0  # units that the backward pass of one block needs while it runs, beside what was kept
+SAMPLING = 16.0  # units in flight in one pass without gradients
+ENCODE, DECODE = 8.2, 17.0  # tensors of the VAE's full-size channels in flight, for each pixel
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a run: what lies on the device and in RAM at its peak, in bytes by name."""
+
+    name: str
+    vram: Mapping[str, int]
+    ram: Mapping[str, int]
+
+    @property
+    def vram_bytes(self) -> int:
+        return sum(self.vram.values())
+
+    @property
+    def ram_bytes(self) -> int:
+        return sum(self.ram.values())
+
+
+def estimate(config: Config, buckets: Iterable[tuple[int, int]]) -> tuple[Phase, ...]:
+    """The phases of a run on a GPU. buckets: (height, width) in pixels of the batches; the largest decides."""
+    family = families()[config[Model].model_family]
+    shapes = family.shapes(config[Model])
+    most = max(((height, width) for height, width in buckets), key=lambda size: size[0] * size[1], default=None)
+    phases = [_text_phase(config, shapes)]
+    if most:
+        phases += [_image_phase(config, shapes, most), _training_phase(config, family, shapes, most)]
+    if not config[Validation].validation_disable:
+        phases.append(_validation_phase(config, family, shapes))
+    return tuple(phases)
+
+
+def trained(config: Config, family: FamilyRecord, shapes: Shapes) -> list[str]:
+    """Paths of the linear layers that get a gradient: those of the adapter, or all."""
+    if not KINDS[config[Model].model_type].base_stays:
+        return list(shapes.layers)
+    return targets.find(shapes.layers, family.targets(config[Adapter].flux_lora_target, module_names(config[Adapter])))
+
+
+def adapter_weights(config: Config, family: FamilyRecord, shapes: Shapes) -> int:
+    """Numbers that are trained: rank x (in + out) of every adapted layer, or the whole transformer."""
+    if not KINDS[config[Model].model_type].base_stays:
+        return shapes.num_weights
+    return sum(config[Adapter].lora_rank * sum(shapes.layers[path]) for path in trained(config, family, shapes))
+
+
+def base_bytes(config: Config, shapes: Shapes) -> int:
+    """The transformer as it is kept."""
+    return shapes.num_weights * BYTES[config[Memory].base_dtype(config[Speed].mixed_precision)]
+
+
+def adapter_bytes(config: Config, family: FamilyRecord, shapes: Shapes) -> int:
+    """Trained weights besides the base, their gradients and the optimizer's state."""
+    count, each = adapter_weights(config, family, shapes), trained_bytes(config)
+    moments = numbers_kept(config[Optimizer].optimizer)
+    if not KINDS[config[Model].model_type].base_stays:
+        return round(count * each * (1 + moments))  # the weights are the base
+    copy = 2 if each == 4 and config[Speed].mixed_precision != "no" else 0  # autocast keeps a 16-bit one
+    return round(count * (each * (2 + moments) + copy))
+
+
+def trained_bytes(config: Config) -> int:
+    """Of one trained number: adamw_bf16 keeps 16 bits, the others 32; without an adapter those of the base."""
+    if not KINDS[config[Model].model_type].base_stays:
+        return BYTES[config[Memory].base_dtype(config[Speed].mixed_precision)]
+    return 2 if config[Optimizer].optimizer == "adamw_bf16" else 4
+
+
+def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size: tuple[int, int]) -> int:
+    """What the forward pass keeps for the backward pass, and what that needs in flight."""
+    unit = _unit(config, shapes, size) * config[Training].train_batch_size
+    memory, adapted = config[Memory], set(paths)
+    blocks = [(stack, index) for stack in shapes.stacks for index in range(stack.count)]
+    units, begun, largest = 0.0, False, 0.0
+    for number, (stack, index) in enumerate(blocks):
+        kept = _kept(stack, index, adapted)
+        begun = begun or any(f"{stack.name}.{index}.{name}" in adapted for name in stack.reads)
+        begun = begun or (number == 0 and any("." not in path or "embed" in path for path in adapted))
+        if not begun:  # nothing before the first trained layer gets a gradient
+            continue
+        if memory.gradient_checkpointing and number % memory.gradient_checkpointing_interval == 0:
+            units, largest = units + stack.entering, max(largest, kept)
+        else:
+            units += kept
+    return round((units + largest + BACKWARD) * unit)
+
+
+def _kept(stack: Stack, index: int, adapted: set[str]) -> float:
+    read = {tensor for name, tensor in stack.reads.items() if f"{stack.name}.{index}.{name}" in adapted}
+    return stack.kept + sum(stack.units[tensor] for tensor in read)
+
+
+def _unit(config: Config, shapes: Shapes, size: tuple[int, int]) -> int:
+    """Bytes of one activation of the model's width for every token of one picture."""
+    return shapes.tokens(*size) * shapes.width * BYTES[config[Speed].mixed_precision]
+
+
+def _training_phase(config: Config, family: FamilyRecord, shapes: Shapes, size: tuple[int, int]) -> Phase:
+    activations = activation_bytes(config, shapes, trained(config, family, shapes), size)
+    state = adapter_bytes(config, family, shapes)
+    vram = {
+        "base": base_bytes(config, shapes),
+        "adapter and optimizer": state,
+        "activations": activations,
+        "workspace": CONTEXT + round(SLACK * (activations + state)),
+    }
+    return Phase("training", vram, {"program": PROCESS, "one tensor": _largest(config, shapes)})
+
+
+def _validation_phase(config: Config, family: FamilyRecord, shapes: Shapes) -> Phase:
+    """The training model makes the samples; the VAE is loaded beside it to decode them, one at a time."""
+    wanted, _ = sizes.parse(config[Validation].validation_resolution)
+    height, width = max(((size.height, size.width) for size in wanted), key=lambda s: s[0] * s[1], default=(1024, 1024))
+    sampling = round(SAMPLING * _unit(config, shapes, (height, width)))
+    decoding = vae_bytes(config, shapes) + vae_activations(config, shapes, height * width, DECODE)
+    vram = {
+        "base": base_bytes(config, shapes),
+        "adapter and optimizer": adapter_bytes(config, family, shapes),
+        "sampling": max(sampling, decoding),
+        "workspace": CONTEXT,
+    }
+    return Phase("validation", vram, {"program": PROCESS, "vae": vae_bytes(config, shapes)})
+
+
+def _text_phase(config: Config, shapes: Shapes) -> Phase:
+    weights = shapes.encoders * BYTES[config[Speed].mixed_precision]
+    return Phase("text cache", {"text encoders": weights, "workspace": CONTEXT}, {"program": PROCESS})
+
+
+def _image_phase(config: Config, shapes: Shapes, size: tuple[int, int]) -> Phase:
+    pixels = size[0] * size[1] * config[Data].vae_batch_size
+    vram = {
+        "vae": vae_bytes(config, shapes),
+        "activations": vae_activations(config, shapes, pixels, ENCODE),
+        "workspace": CONTEXT,
+    }
+    return Phase("image cache", vram, {"program": PROCESS, "vae": vae_bytes(config, shapes)})
+
+
+def vae_bytes(config: Config, shapes: Shapes) -> int:
+    return shapes.vae * BYTES[config[Model].vae_dtype]
+
+
+def vae_activations(config: Config, shapes: Shapes, pixels: int, tensors: float) -> int:
+    """What encoding or decoding holds at full size; one image at a time with slicing, one tile with tiling."""
+    parts, data = config[ModelMemory], config[Data]
+    if parts.vae_enable_slicing and tensors == ENCODE:
+        pixels //= data.vae_batch_size
+    if parts.vae_enable_tiling:
+        pixels = min(pixels, 512 * 512 * data.vae_batch_size)
+    return round(tensors * pixels * shapes.vae_channels * BYTES[config[Model].vae_dtype])
+
+
+def _largest(config: Config, shapes: Shapes) -> int:
+    return max(out * into for out, into in shapes.layers.values()) * 4  # read as it lies in the file, at most fp32

@@ -1,0 +1,70 @@
+"""The estimate against the peaks that an H100 showed (benchmarks/memory.py made the file), and against autograd."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from simpletuner import config as configuration
+from simpletuner.models import families
+from simpletuner.models.options import Model
+from simpletuner.plan import memory
+
+MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks/results/memory.json").read_text("utf-8"))
+CLOSE = 0.10  # what the plan promises
+GIB = 2**30
+
+
+def estimate(settings: dict, size: int = 1024) -> dict[str, memory.Phase]:
+    given = {"model_flavour": "dev", "data_backend_config": "sets.json", "max_train_steps": 10} | settings
+    config, problems = configuration.load(None, given, {})
+    assert [p for p in problems if p.severity == "error"] == []
+    return {phase.name: phase for phase in memory.estimate(config, [(size, size)])}
+
+
+@pytest.mark.parametrize(
+    "run", MEASURED["runs"], ids=lambda run: f"{run['size']}x{run['batch']}-{run['settings']}"[:60]
+)
+def test_the_estimate_is_within_a_tenth_of_the_measured_peak(run):
+    phases = estimate({"train_batch_size": run["batch"], "validation_disable": True, **run["settings"]}, run["size"])
+    for name, (gpu, _) in run["measured"].items():
+        assert phases[name].vram_bytes / GIB == pytest.approx(gpu, rel=CLOSE), name
+
+
+def test_ram_is_enough_for_what_was_held():
+    for run in MEASURED["runs"]:
+        phases = estimate(run["settings"] | {"train_batch_size": run["batch"]}, run["size"])
+        for name, (_, ram) in run["measured"].items():
+            assert ram * 0.9 < phases[name].ram_bytes / GIB < ram + 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"gradient_checkpointing": False}, {"train_batch_size": 4}, {"flux_lora_target": "all+ffs"}, {"lora_rank": 128},
+     {"optimizer": "torch-adamw"}, {"gradient_checkpointing_interval": 2}, {"base_model_precision": "fp32"}],
+    ids=str,
+)  # fmt: skip
+def test_what_takes_memory_raises_the_estimate(settings):
+    assert estimate(settings)["training"].vram_bytes > estimate({})["training"].vram_bytes
+
+
+def test_a_model_on_disk_counts_itself():
+    assert estimate({"model_flavour": "nano"}, 128)["training"].vram["base"] < 2 * 10**7
+    assert estimate({})["training"].vram["base"] == 2 * 11_901_408_320
+
+
+def test_a_late_layer_keeps_nothing_of_the_blocks_before_it():
+    late, early = (
+        estimate({"gradient_checkpointing": False, "peft_lora_target_modules": [name]})["training"].vram["activations"]
+        for name in ("single_transformer_blocks.37.proj_out", "single_transformer_blocks.0.proj_out")
+    )
+    assert late < early / 5
+
+
+def test_full_training_holds_gradients_and_moments_of_every_weight():
+    full = estimate({"model_type": "full"})["training"].vram
+    assert full["adapter and optimizer"] == 3 * full["base"]
+    shapes = families()["flux"].shapes(Model())
+    assert full["base"] == 2 * shapes.num_weights
