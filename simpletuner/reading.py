@@ -8,6 +8,7 @@ document.problems         warnings, and the error if there is one
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from dataclasses import dataclass, field
@@ -27,6 +28,19 @@ def canonical_key(key: str) -> str:
     return key.lstrip("-").replace("-", "_")
 
 
+@dataclass(frozen=True)
+class Member:
+    """One key of the outermost object, or one item of the outermost list, which has no key, as offsets into the text.
+
+    `comma` is None where none follows.
+    """
+
+    key: str
+    start: int
+    value: tuple[int, int]
+    comma: int | None
+
+
 @dataclass
 class Document:
     """What was read, with the place of every key. A path is a tuple of keys (written or canonical) and list indexes."""
@@ -36,6 +50,8 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     places: dict[tuple[str | int, ...], tuple[int, int]] = field(default_factory=dict)  # line, column, from 1
     names: bool = False  # keys are people's own words: my-cat and my_cat are two
+    members: list[Member] = field(default_factory=list)  # of the outermost object or list, for those who edit its text
+    braces: tuple[int, int] = (0, 0)  # where it opens and closes
 
     def where(self, *path: str | int) -> str:
         """file:line:column of a key or list item; of the nearest known parent if it is not there."""
@@ -49,6 +65,49 @@ class Document:
     def failed(self) -> bool:
         return any(p.severity == "error" for p in self.problems)
 
+    def given_twice(self, key: str, equal: bool, place: tuple[int, int], first: tuple[int, int] | None) -> None:
+        """Notes that one key stands twice in one object: an error, unless both values are equal."""
+        also = f" (first at {first[0]}:{first[1]})" if first else ""
+        end = "with equal values" if equal else "with different values"
+        severity: Severity = "notice" if equal else "error"
+        where = f"{self.name}:{place[0]}:{place[1]}"
+        message, keys = f'"{key}" is given twice {end}{also}', (canonical_key(key),)
+        self.problems.append(Problem(message, severity=severity, where=where, fix="keep one", keys=keys))
+
+
+def pointer(text: str, line: int, column: int) -> tuple[str, str]:
+    """The line of `text` and a caret below the column; of a long line a window."""
+    shown = text.split("\n")[line - 1].rstrip("\r") if text else ""
+    start = max(0, column - 60)  # so that a one-line file of 1 MB does not fill the screen
+    return shown[start : start + 100], " " * (column - 1 - start) + "^"
+
+
+def read_text(path: Path) -> tuple[str, list[Problem]]:
+    """(text, findings): a file that is missing or not UTF-8 is an error among them; a byte-order mark is cut off."""
+    name = str(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        return "", [Problem(f"cannot be read: {error.strerror}", where=name, fix="correct the path")]
+    except UnicodeDecodeError as error:
+        return "", [Problem(f"not UTF-8 (byte {error.start})", where=name, fix="save the file as UTF-8")]
+    except ValueError:  # a path with a null byte
+        return "", [Problem("is not a path", where=repr(name)[:60], fix="correct the path")]
+    if text.startswith("\ufeff"):
+        return text[1:], [Problem("byte-order mark", severity="warning", where=f"{name}:1:1")]
+    return text, []
+
+
+class Lines:
+    """Line and column, both from 1, of an offset into `text`."""
+
+    def __init__(self, text: str):
+        self.starts = [0] + [m.end() for m in re.finditer("\n", text)]
+
+    def place(self, index: int) -> tuple[int, int]:
+        line = bisect.bisect_right(self.starts, index)
+        return line, index - self.starts[line - 1] + 1
+
 
 class _SyntaxError(Exception):
     def __init__(self, message: str, index: int):
@@ -58,13 +117,7 @@ class _SyntaxError(Exception):
 class _Reader:
     def __init__(self, text: str, document: Document, names: bool):
         self.text, self.document, self.index, self.names = text, document, 0, names
-        self.lines = [0] + [m.end() for m in re.finditer("\n", text)]
-
-    def place(self, index: int) -> tuple[int, int]:
-        import bisect
-
-        line = bisect.bisect_right(self.lines, index)
-        return line, index - self.lines[line - 1] + 1
+        self.place = Lines(text).place
 
     def warn(self, message: str, index: int) -> None:
         line, column = self.place(index)
@@ -126,6 +179,7 @@ class _Reader:
             raise _SyntaxError("a text is not closed, or holds a raw line break or control character", self.index)
         try:
             value = json.loads(match[0])
+            value.encode("utf-8")  # \ud800 is half of a character: it can be neither stored nor shown
         except ValueError as error:
             raise _SyntaxError(f"bad escape in a text ({error})", self.index) from None
         self.index = match.end()
@@ -154,6 +208,7 @@ class _Reader:
         return value
 
     def object(self, path: tuple[str | int, ...]) -> dict[str, Any]:
+        opening = self.index
         self.index += 1
         found: dict[str, Any] = {}
         seen: dict[str, str] = {}
@@ -167,47 +222,49 @@ class _Reader:
             first = self.document.places.get(inner)
             self.document.places[inner] = self.place(start)
             self.expect(":", f"after the key {key!r}")
+            self.skip()
+            begin = self.index
             value = self.value(inner)
+            end = self.index
             if name in seen:
-                self._twice(key, found[seen[name]] == value, start, first)
+                self.document.given_twice(key, found[seen[name]] == value, self.place(start), first)
             seen[name] = key
             found[key] = value
-            self._separator("}", f"after the value of {key!r}")
+            comma = self._separator("}", f"after the value of {key!r}")
+            if not path:
+                self.document.members.append(Member(key, start, (begin, end), comma))
+        if not path:
+            self.document.braces = opening, self.index
         self.index += 1
         return found
 
-    def _twice(self, key: str, equal: bool, index: int, first: tuple[int, int] | None) -> None:
-        line, column = self.place(index)
-        also = f" (first at {first[0]}:{first[1]})" if first else ""
-        severity: Severity = "notice" if equal else "error"
-        end = "with equal values" if equal else "with different values"
-        self.document.problems.append(
-            Problem(
-                f'"{key}" is given twice {end}{also}',
-                severity=severity,
-                where=f"{self.document.name}:{line}:{column}",
-                fix="keep one",
-                keys=(canonical_key(key),),
-            )
-        )
-
     def array(self, path: tuple[str | int, ...]) -> list[Any]:
+        opening = self.index
         self.index += 1
         found: list[Any] = []
         while self.peek() != "]":
+            begin = self.index
             found.append(self.value((*path, len(found))))
-            self._separator("]", "between the items of a list")
+            end = self.index
+            comma = self._separator("]", "between the items of a list")
+            if not path:
+                self.document.members.append(Member("", begin, (begin, end), comma))
+        if not path:
+            self.document.braces = opening, self.index
         self.index += 1
         return found
 
-    def _separator(self, close: str, context: str) -> None:
-        if self.peek() == ",":
-            comma = self.index
-            self.index += 1
-            if self.peek() == close:
-                self.warn("trailing comma", comma)
-        elif self.peek() != close:
-            self.expect(",", context)
+    def _separator(self, close: str, context: str) -> int | None:
+        """Where the comma is; None before the closing bracket."""
+        if self.peek() != ",":
+            if self.peek() != close:
+                self.expect(",", context)
+            return None
+        comma = self.index
+        self.index += 1
+        if self.peek() == close:
+            self.warn("trailing comma", comma)
+        return comma
 
 
 def parse_text(text: str, name: str, names: bool = False) -> Document:
@@ -223,9 +280,7 @@ def parse_text(text: str, name: str, names: bool = False) -> Document:
             raise _SyntaxError("text after the end of the value", reader.index)
     except _SyntaxError as error:
         line, column = reader.place(min(error.index, len(text)))
-        shown = text.split("\n")[line - 1].rstrip("\r") if text else ""
-        start = max(0, column - 60)  # a window, so that a one-line file of 1 MB does not fill the screen
-        details = (shown[start : start + 100], " " * (column - 1 - start) + "^")
+        details = pointer(text, line, column)
         document.value = None
         document.problems.append(
             Problem(f"not valid JSON: {error.message}", where=f"{name}:{line}:{column}", details=details)
@@ -235,14 +290,9 @@ def parse_text(text: str, name: str, names: bool = False) -> Document:
 
 def read(path: Path, names: bool = False) -> Document:
     """The document at `path`. A file that is missing or not UTF-8 is among its problems, never an exception."""
-    name = str(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return Document(name, problems=[Problem(f"cannot be read: {error.strerror}", where=name)])
-    try:
-        return parse_text(data.decode("utf-8"), name, names)
-    except UnicodeDecodeError as error:
-        return Document(
-            name, problems=[Problem(f"not UTF-8 (byte {error.start})", where=name, fix="save the file as UTF-8")]
-        )
+    text, problems = read_text(path)
+    if any(problem.severity == "error" for problem in problems):
+        return Document(str(path), problems=problems)
+    document = parse_text(text, str(path), names)
+    document.problems[:0] = problems
+    return document

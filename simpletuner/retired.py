@@ -6,9 +6,11 @@ Tables only. `settle` sorts one written key into what the reader should do with 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 from simpletuner.errors import Problem
+from simpletuner.values import TRUE
 
 IGNORED = {
     "$schema",
@@ -16,6 +18,7 @@ IGNORED = {
     "_origins",
     "_source",
     "_version",
+    "_written",
     "__disabled_fields__",
     "__active_tab__",
     "local_rank",
@@ -28,24 +31,39 @@ FORMER = {
     "musubi_blocks_to_swap": "blocks_to_swap",
     "accelerate_visible_devices": "gpu_ids",
     "flux_lora_init": "lora_init_type",
+    "flux_schedule_shift": "flow_schedule_shift",
+    "flux_schedule_auto_shift": "flow_schedule_auto_shift",
+    "flux_use_uniform_schedule": "flow_use_uniform_schedule",
+    "flux_use_beta_schedule": "flow_use_beta_schedule",
+    "flux_beta_schedule_alpha": "flow_beta_schedule_alpha",
+    "flux_beta_schedule_beta": "flow_beta_schedule_beta",
+    "flow_matching_sigmoid_scale": "flow_sigmoid_scale",
 }
 SILENT_ALIASES = {"flux_lora_init"}  # full aliases: no notice
 
-# (key, written value) -> (key, value to use). None as the new value: leave the key out.
-FORMER_VALUES: dict[tuple[str, Any], tuple[str, Any]] = {
-    ("use_dora", "true"): ("flux_lora_module_type", "dora"),
-    ("vae_cache_preprocess", "false"): ("vae_cache_ondemand", True),
-    ("ema_cpu_only", "true"): ("ema_device", "cpu"),
-    ("lr_scheduler", "cosine_with_warmup"): ("lr_scheduler", "cosine"),
-    ("caption_strategy", "instance_prompt"): ("caption_strategy", "instanceprompt"),
-    ("resume_from_checkpoint", "never"): ("resume_from_checkpoint", "none"),
-    ("gradient_checkpointing_backend", "unsloth"): ("gradient_checkpointing_backend", "offload"),
-    ("scheduled_sampling_sampler", "dpm"): ("scheduled_sampling_sampler", "unipc"),
-    ("attention_mechanism", "sdpa"): ("attention_mechanism", "diffusers"),
+# key -> (the state that meant something, key and value to use for it). The other state is the default.
+FORMER_SWITCHES: dict[str, tuple[bool, str, Any]] = {
+    "use_dora": (True, "flux_lora_module_type", "dora"),
+    "vae_cache_preprocess": (False, "vae_cache_ondemand", True),
+    "ignore_final_epochs": (True, "strict_epoch_limit", False),
+    "ema_cpu_only": (True, "ema_device", "cpu"),
+    "flux": (True, "model_family", "flux"),
+    "adam_bfloat16": (True, "optimizer", "adamw_bf16"),
+    "use_prodigy_optimizer": (True, "optimizer", "prodigy"),
+    "use_adafactor_optimizer": (True, "optimizer", "adafactor"),
+    "use_8bit_adam": (True, "optimizer", "bnb-adamw8bit"),
 }
-FORMER_SWITCHES = {
-    key for key, _ in FORMER_VALUES if key.startswith(("use_dora", "vae_cache_pre", "ignore_final", "ema_cpu"))
+
+# (key, written value) -> value to use.
+FORMER_VALUES: dict[tuple[str, str], str] = {
+    ("lr_scheduler", "cosine_with_warmup"): "cosine",
+    ("caption_strategy", "instance_prompt"): "instanceprompt",
+    ("resume_from_checkpoint", "never"): "none",
+    ("gradient_checkpointing_backend", "unsloth"): "offload",
+    ("scheduled_sampling_sampler", "dpm"): "unipc",
+    ("attention_mechanism", "sdpa"): "diffusers",
 }
+SILENT_VALUES = {("attention_mechanism", "sdpa")}  # full synonyms: no notice
 
 FLOW = "flow-matching models have no noise schedule that it could change"
 ALWAYS = "this is always so here, or no longer needed"
@@ -105,16 +123,15 @@ NO_EFFECT = {
         ],
         DECIDED,
     ),
-    **dict.fromkeys(
-        ["strict_epoch_limit", "ignore_final_epochs"],
-        "a run given in epochs ends with its last epoch, one in steps with its last step",
-    ),
     "validation_torch_compile": "it follows dynamo_backend",
+    "enable_xformers_memory_efficient_attention": "attention_mechanism chooses the kernel",
     "scheduled_sampling_order": "the solver has a fixed order",
     **dict.fromkeys(
         ["aspect_ratio_bucketing", "aspect_ratio_bucket_min", "aspect_ratio_bucket_max"],
         "sizes belong into the dataset file",
     ),
+    **dict.fromkeys(["crop", "crop_style", "crop_aspect"], "it belongs into the dataset file"),
+    "allow_tf32": "it is so, unless disable_tf32 says no",
     "repeats": "it belongs into the dataset file",
     **dict.fromkeys(["ez_model_type", "seed_for_each_device", "merge_environment_config"], "it never had an effect"),
 }
@@ -172,7 +189,7 @@ NOT_OFFERED = {
     ),
     **dict.fromkeys(
         ["delete_unwanted_images", "delete_problematic_images"],
-        "your files are never deleted; unused images are listed with their reason",
+        "your files are never deleted; simpletuner dataset report lists them",
     ),
     **dict.fromkeys(
         [
@@ -198,7 +215,10 @@ NOT_OFFERED = {
         ],
         "images only",
     ),
-    **dict.fromkeys(["enable_nsfw_check", "nsfw_*", "delete_nsfw_images"], "filter the folder beforehand"),
+    **dict.fromkeys(
+        ["enable_nsfw_check", "nsfw_*", "delete_nsfw_images"],
+        "filter the folder beforehand; simpletuner dataset report shows every image",
+    ),
     "trust_remote_code": "code from model repositories is never run",
     "delete_model_after_load": "downloads are never deleted; use the hub's own cache tool",
     "enable_watermark": "validation images are not marked",
@@ -210,61 +230,98 @@ NOT_OFFERED = {
 }
 ACCEPTED_VALUES = {("peft_lora_mode", "standard"), ("validation_method", "simpletuner-local")}
 
-# key -> documented default. The features come with later versions; a value that leaves them off is accepted.
-NOT_YET: dict[str, Any] = {
-    "allow_topology_change": False, "use_ema": False, "ema_decay": 0.995, "ema_device": "cpu", "ema_update_interval": 1,
-    "ema_warmup_steps": 0, "init_lora": None, "lycoris_config": "config/lycoris_config.json", "init_lokr_norm": None,
-    "assistant_lora_path": None, "assistant_lora_weight_name": None, "assistant_lora_strength": 1.0,
-    "assistant_lora_inference_strength": 0.0, "disable_assistant_lora": False, "flow_cubic_schedule_weights": None,
-    "flux_attention_masked_training": False, "flux_attention_mask_mode": "auto", "kontext_reference_time": "same",
-    "loss_type": "l2", "huber_schedule": "snr", "huber_c": 0.1, "masked_loss_probability": 1.0,
-    "masked_loss_normalise": False, "offset_noise": False, "noise_offset": 0.1, "noise_offset_probability": 0.25,
-    "input_perturbation": 0.0, "input_perturbation_steps": 0, "tread_config": None,
-    "scheduled_sampling_max_step_offset": 0, "scheduled_sampling_strategy": "uniform",
-    "scheduled_sampling_probability": 0.0, "scheduled_sampling_prob_start": 0.0, "scheduled_sampling_prob_end": 0.5,
-    "scheduled_sampling_ramp_steps": 0, "scheduled_sampling_start_step": 0, "scheduled_sampling_ramp_shape": "linear",
-    "scheduled_sampling_sampler": "unipc", "scheduled_sampling_grid": 1000, "scheduled_sampling_target": "rectified",
-    "scheduled_sampling_reflexflow": "auto", "scheduled_sampling_reflexflow_alpha": 1.0,
-    "scheduled_sampling_reflexflow_beta1": 10.0, "scheduled_sampling_reflexflow_beta2": 1.0,
-    "optimizer_release_gradients": False, "optimizer_cpu_offload_method": "none", "optimizer_offload_gradients": False,
-    "prodigy_steps": None, "quantize_via": "auto", "quantize_cache": True, "quantize_cache_dir": None,
-    "text_encoder_1_precision": "no_change", "text_encoder_2_precision": "no_change", "offload_during_startup": False,
-    "enable_group_offload": False, "group_offload_type": "block_level", "group_offload_blocks_per_group": 1,
-    "group_offload_use_stream": False, "group_offload_to_disk_path": None, "group_offload_text_encoder": False,
-    "group_offload_vae": False, "enable_model_cpu_offload": False, "blocks_to_swap": 0, "offload_during_save": False,
-    "quantization_config": None, "attention_mechanism": "diffusers", "sageattention_usage": "inference",
-    "fuse_qkv_projections": False, "dynamo_backend": "auto", "dynamo_mode": "", "dynamo_fullgraph": False,
-    "dynamo_dynamic": False, "dynamo_use_regional_compilation": True, "conditioning_multidataset_sampling": "random",
-    "parquet_caption_column": None, "parquet_filename_column": None, "vae_cache_ondemand": False,
-    "vae_cache_disable": False, "text_cache_ondemand": False, "text_cache_disable": False,
-    "aws_max_pool_connections": 128, "read_batch_size": 25, "debug_aspect_buckets": False,
-    "debug_dataset_loader": False, "print_filenames": False, "print_sampler_statistics": False,
-    "skip_file_discovery": "", "vae_cache_scan_behaviour": "recreate", "validation_cfg_batched": False,
-    "validation_seed_source": "cpu", "validation_preview": False, "validation_preview_steps": 1,
-    "validation_multigpu": "batch-parallel", "validation_lycoris_strength": 1.0, "ema_validation": "comparison",
-    "validation_input": None, "validation_using_datasets": False, "validation_stitch_input_location": "left",
-    "validation_adapter_path": None, "validation_adapter_name": None, "validation_adapter_strength": 1.0,
-    "validation_adapter_mode": "adapter_only", "validation_adapter_config": None, "evaluation_type": "none",
-    "pretrained_evaluation_model_name_or_path": "openai/clip-vit-large-patch14-336", "eval_steps_interval": None,
-    "eval_epoch_interval": None, "eval_timesteps": 28, "num_eval_images": 4, "eval_dataset_id": None,
-    "eval_dataset_pooling": False, "eval_loss_disable": False, "checkpointing_rolling_steps": 0,
-    "checkpoints_rolling_total_limit": 1, "checkpoints_keep_best": 0, "checkpoints_best_metric": "loss/val/pooled",
-    "disk_low_script": None, "post_checkpoint_script": None, "report_to": "none", "tracker_project_name": "simpletuner",
-    "tracker_run_name": None, "tracker_image_layout": "gallery", "webhook_config": None,
-    "webhook_reporting_interval": None, "push_to_hub": False, "hub_model_id": None, "push_checkpoints_to_hub": False,
-    "model_card_private": True, "model_card_safe_for_work": False, "model_card_note": None, "post_upload_script": None,
-    "gpu_mode": "disabled", "gpu_ids": None, "num_processes": 1, "num_machines": 1, "machine_rank": 0,
-    "main_process_ip": "127.0.0.1", "main_process_port": 29500, "same_network": True, "accelerate_config": None,
-    "accelerate_extra_args": None, "find_unused_parameters": False, "fsdp_enable": False, "fsdp_version": 2,
-    "fsdp_reshard_after_forward": True, "fsdp_cpu_offload": False,
-}  # fmt: skip
-# Names and places that say nothing until their feature is on: any value is harmless, and a notice says so.
-NOT_YET_HARMLESS = {
-    "hub_model_id", "model_card_private", "model_card_safe_for_work", "model_card_note", "tracker_project_name",
-    "tracker_run_name", "tracker_image_layout", "push_checkpoints_to_hub", "lycoris_config", "quantize_via",
-    "aws_max_pool_connections", "read_batch_size", "main_process_port", "webhook_reporting_interval",
-}  # fmt: skip
+# (pattern of keys, pattern of values) -> (reason, what to do instead): values of the original that come in no version.
+SDNQ = ("its kernels are not used here", "use int8-compute, fp8-compute or a quanto kind")
+FP8 = ("there is one way to compute in fp8", "use base_model_precision=fp8-compute")
+CONTROLNET = ("ControlNet is not trained here", 'for edits use the kontext flavour; else choose "all+ffs+embedder"')
+TRACKERS = ("it is not supported", "use a webhook, or read metrics.jsonl in the run folder")
+REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
+    ("*_precision", "*-sdnq"): SDNQ,
+    ("*_precision", "fp8-native"): FP8,
+    ("*_precision", "fp8-transformerengine"): FP8,
+    ("mixed_precision", "fp8"): FP8,
+    ("*_precision", "int8dq-torchao"): ("that kind is not kept", "the nearest is int8-torchao"),
+    ("*_precision", "int8dq-int4-torchao"): ("that kind is not kept", "the nearest is int4-torchao"),
+    ("*_precision", "fp8wo-torchao"): ("that kind is not kept", "the nearest is fp8-torchao"),
+    ("*_precision", "fp8-int4-torchao"): ("that kind is not kept", "the nearest is int4-torchao"),
+    ("*_precision", "fp8uz-quanto"): ("that kind is not kept", "the nearest is fp8-quanto"),
+    ("optimizer", "sdnq-*"): ("its kernels are not used here", "use ao-adamw8bit"),
+    ("optimizer", "adamw_schedulefree+*"): ("it has no variants here", "use adamw_schedulefree"),
+    ("gradient_checkpointing_backend", "*-ffn"): (
+        "parts of blocks are not recomputed alone",
+        "use gradient_checkpointing_interval, or gradient_checkpointing_backend=offload",
+    ),
+    ("flux_lora_target", "controlnet"): CONTROLNET,
+    ("flux_lora_target", "all+ffs+embedder+controlnet"): CONTROLNET,
+    ("sageattention_usage", "training*"): ("SageAttention has no gradient", "use inference"),
+    ("report_to", "swanlab"): TRACKERS,
+    ("report_to", "comet_ml"): TRACKERS,
+    ("report_to", "custom-tracker"): TRACKERS,
+    ("fsdp_version", "1"): ("PyTorch has given it up", "use 2"),
+}
 
+# Options whose feature comes with a later version; only their defaults are accepted. Each feature shortens this table.
+TO_COME = """
+conditioning_multidataset_sampling parquet_caption_column parquet_filename_column vae_cache_ondemand
+vae_cache_disable text_cache_ondemand text_cache_disable vae_cache_scan_behaviour skip_file_discovery
+read_batch_size aws_max_pool_connections debug_aspect_buckets debug_dataset_loader print_filenames
+print_sampler_statistics
+
+allow_topology_change use_ema ema_decay ema_device ema_update_interval ema_warmup_steps
+
+init_lora lycoris_config init_lokr_norm assistant_lora_path assistant_lora_weight_name assistant_lora_strength
+assistant_lora_inference_strength disable_assistant_lora
+
+flow_cubic_schedule_weights flux_attention_masked_training flux_attention_mask_mode kontext_reference_time
+loss_type huber_schedule huber_c masked_loss_probability masked_loss_normalise offset_noise noise_offset
+noise_offset_probability input_perturbation input_perturbation_steps tread_config
+scheduled_sampling_max_step_offset scheduled_sampling_strategy scheduled_sampling_probability
+scheduled_sampling_prob_start scheduled_sampling_prob_end scheduled_sampling_ramp_steps
+scheduled_sampling_start_step scheduled_sampling_ramp_shape scheduled_sampling_sampler scheduled_sampling_grid
+scheduled_sampling_target scheduled_sampling_reflexflow scheduled_sampling_reflexflow_alpha
+scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2
+
+optimizer_release_gradients optimizer_cpu_offload_method optimizer_offload_gradients prodigy_steps
+
+quantize_via quantize_cache quantize_cache_dir quantization_config text_encoder_1_precision
+text_encoder_2_precision offload_during_startup enable_group_offload group_offload_type
+group_offload_blocks_per_group group_offload_use_stream group_offload_to_disk_path group_offload_text_encoder
+group_offload_vae enable_model_cpu_offload blocks_to_swap offload_during_save
+
+attention_mechanism sageattention_usage fuse_qkv_projections dynamo_mode dynamo_fullgraph
+dynamo_dynamic dynamo_use_regional_compilation
+
+validation_cfg_batched validation_seed_source validation_preview validation_preview_steps validation_multigpu
+validation_lycoris_strength ema_validation validation_input validation_using_datasets
+validation_stitch_input_location validation_adapter_path validation_adapter_name validation_adapter_strength
+validation_adapter_mode validation_adapter_config
+
+evaluation_type pretrained_evaluation_model_name_or_path eval_steps_interval eval_epoch_interval eval_timesteps
+num_eval_images eval_dataset_id eval_dataset_pooling eval_loss_disable
+
+checkpointing_rolling_steps checkpoints_rolling_total_limit checkpoints_keep_best checkpoints_best_metric
+disk_low_script post_checkpoint_script
+
+tracker_project_name tracker_run_name tracker_image_layout webhook_config webhook_reporting_interval push_to_hub
+hub_model_id push_checkpoints_to_hub model_card_private model_card_safe_for_work model_card_note
+post_upload_script
+
+gpu_mode gpu_ids num_processes num_machines machine_rank main_process_ip main_process_port same_network
+accelerate_config accelerate_extra_args find_unused_parameters fsdp_enable fsdp_version
+fsdp_reshard_after_forward fsdp_cpu_offload
+"""
+# Those that say nothing until their feature is on: a notice will do.
+QUIET = """
+tracker_project_name tracker_run_name tracker_image_layout push_checkpoints_to_hub hub_model_id model_card_private
+model_card_safe_for_work model_card_note lycoris_config quantize_via quantize_cache quantize_cache_dir
+aws_max_pool_connections read_batch_size main_process_port webhook_reporting_interval
+dynamo_mode dynamo_fullgraph dynamo_dynamic dynamo_use_regional_compilation
+"""
+NOT_YET = frozenset(TO_COME.split())
+NOT_YET_HARMLESS = {
+    **dict.fromkeys(QUIET.split(), "what it belongs to comes with a later version"),
+    "strict_epoch_limit": "a run given in epochs ends with its last epoch, one in steps with its last step",
+}
 PRECISIONS = (
     "int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb "
     "fp8-compute int8-compute"
@@ -276,6 +333,7 @@ OPTIMIZERS = (
     "bnb-ademamix8bit-paged bnb-adam bnb-adam8bit bnb-adagrad bnb-adagrad8bit ao-adamw8bit ao-adamw4bit ao-adamwfp8 "
     "ao-adamfp8"
 )
+# Values to come, of options that are otherwise here.
 NOT_YET_VALUES: dict[str, set[str]] = {
     "lora_type": {"lycoris"},
     "flux_lora_module_type": {"dora"},
@@ -283,8 +341,10 @@ NOT_YET_VALUES: dict[str, set[str]] = {
     "base_model_precision": set(PRECISIONS.split()),
     "optimizer": set(OPTIMIZERS.split()),
     "gradient_checkpointing_backend": {"offload"},
+    "dynamo_backend": {"inductor", "eager", "aot_eager", "cudagraphs"},
     "caption_strategy": {"parquet", "jsonl", "csv", "huggingface"},
     "disk_low_action": {"script"},
+    "report_to": {"tensorboard", "wandb", "trackio", "all"},
 }
 
 OFF: tuple[Any, ...] = (False, None, 0, "", "false", "none", "no", "off", "0", "null", "0.0", [], {})
@@ -295,80 +355,96 @@ def is_off(value: Any) -> bool:
     return value in OFF or (isinstance(value, str) and value.strip().lower() in OFF)
 
 
-def _same(value: Any, default: Any) -> bool:
-    if value == default or str(value).strip().lower() == str(default).strip().lower():
-        return True
-    try:
-        return float(value) == float(default)
-    except (TypeError, ValueError):
-        return False
-
-
-def _match(table: dict[str, str], key: str) -> str | None:
+def _match(table: Mapping[str, str], key: str) -> str | None:
     return next((text for pattern, text in table.items() if fnmatch.fnmatchcase(key, pattern)), None)
+
+
+def answered() -> list[str]:
+    """The keys that the tables name in full: what a slip of the finger may have been meant for."""
+    return [key for key in (*FORMER, *FORMER_SWITCHES, *NO_EFFECT, *NOT_OFFERED) if "*" not in key]
 
 
 def rename(key: str, value: Any, where: str) -> tuple[str, Any, Problem | None]:
     """(key, value, notice) with former names and former values replaced."""
+
+    def notice(message: str, new: str) -> Problem:
+        return Problem(message, severity="notice", where=where, keys=(new,))
+
     written = str(value).strip().lower()
+    if key in FORMER_SWITCHES and (is_off(value) or written in TRUE):
+        state, new_key, new_value = FORMER_SWITCHES[key]
+        if is_off(value) is state:
+            return key, value, None
+        return new_key, new_value, notice(f"{key}={written} is read as {new_key}={str(new_value).lower()}", new_key)
+    finding = None
     if key in FORMER:
-        new = FORMER[key]
-        notice = (
-            None
-            if key in SILENT_ALIASES
-            else Problem(f"{key} is now called {new}", severity="notice", where=where, keys=(new,))
-        )
-        key, first = new, notice
-    else:
-        first = None
-    if (key, written) in FORMER_VALUES:
-        new_key, new_value = FORMER_VALUES[key, written]
-        notice = Problem(
-            f"{key}={written} is read as {new_key}={str(new_value).lower()}",
-            severity="notice",
-            where=where,
-            keys=(new_key,),
-        )
-        return new_key, new_value, None if key == "attention_mechanism" else notice
-    return key, value, first
+        key, old = FORMER[key], key
+        finding = None if old in SILENT_ALIASES else notice(f"{old} is now called {key}", key)
+    if (new_value := FORMER_VALUES.get((key, written))) is not None:
+        if (key, written) in SILENT_VALUES:
+            return key, new_value, finding
+        return key, new_value, notice(f"{key}={written} is read as {key}={new_value}", key)
+    return key, value, finding
 
 
 def settle(key: str, value: Any, where: str) -> tuple[bool, Problem | None]:
-    """(known here, finding) for a key that is no option: a notice, an error, or silence when its feature stays off."""
-    if key in IGNORED or key in FORMER_SWITCHES:
+    """(known here, finding) for a key that is no option: a notice, an error, or silence where there is none to make."""
+    if key in IGNORED:
         return True, None
+    if key in FORMER_SWITCHES:  # `rename` has taken the state that means something
+        if is_off(value) or str(value).strip().lower() in TRUE:
+            return True, None
+        return True, Problem(f"{key}: {value} is not true or false", where=where, keys=(key,), fix="remove it")
     if (reason := _match(NO_EFFECT, key)) is not None:
         return True, Problem(f"{key} has no effect: {reason}", severity="notice", where=where, keys=(key,))
     if key == "prediction_type":
-        if _same(value, "flow_matching"):
+        if is_off(value) or str(value).strip().lower() == "flow_matching":
             return True, Problem(f"{key} has no effect: {FLOW}", severity="notice", where=where, keys=(key,))
         return True, Problem(f"{key}={value} is for other model families", where=where, keys=(key,), fix="remove it")
-    if key in NOT_YET:
-        if is_off(value) or _same(value, NOT_YET[key]):
-            return True, None
-        if key in NOT_YET_HARMLESS:
-            message = f"{key} has no effect yet: what it belongs to comes with a later version"
-            return True, Problem(message, severity="notice", where=where, keys=(key,))
-        return True, Problem(
-            f"{key} is not yet available in this version",
-            where=where,
-            keys=(key,),
-            fix="remove it, or set it to its default",
-        )
     if (reason := _match(NOT_OFFERED, key)) is not None:
-        if is_off(value) or (key, str(value).lower()) in ACCEPTED_VALUES:
+        if (key, str(value).strip().lower()) in ACCEPTED_VALUES:
+            message = f"{key} has no effect: there is no other than {value} here"
+            return True, Problem(message, severity="notice", where=where, keys=(key,))
+        if is_off(value):
             return True, Problem(f"{key} is off, and not offered here", severity="notice", where=where, keys=(key,))
         return True, Problem(f"{key} is not offered: {reason}", where=where, keys=(key,), fix="remove it")
     return False, None
 
 
-def value_to_come(key: str, value: Any, where: str) -> Problem | None:
-    """The error for a choice that a later version brings."""
-    if str(value).strip().lower() in NOT_YET_VALUES.get(key, ()):
-        return Problem(
-            f"{key}={value} is not yet available in this version",
-            where=where,
-            keys=(key,),
-            fix=f"simpletuner help {key} shows what is",
-        )
+def refused_value(key: str, value: Any, where: str) -> Problem | None:
+    """The error for a written value of an option that no version has; lists and comma lists are looked through."""
+    words = value if isinstance(value, list) else str(value).split(",")
+    for word in (str(w).strip().lower() for w in words):
+        for (keys, values), (reason, fix) in REFUSED_VALUES.items():
+            if fnmatch.fnmatchcase(key, keys) and fnmatch.fnmatchcase(word, values):
+                return Problem(f"{key}={word} is not offered: {reason}", where=where, keys=(key,), fix=fix)
     return None
+
+
+def value_to_come(key: str, value: Any, default: Any, where: str) -> Problem | None:
+    """The finding for a parsed value of an option, if it asks for what a later version brings."""
+    if value == default:
+        return None
+    if key in NOT_YET_HARMLESS:
+        message = f"{key} has no effect yet: {NOT_YET_HARMLESS[key]}"
+        return Problem(message, severity="notice", where=where, keys=(key,))
+    if key in NOT_YET:
+        message = f"{key} is not yet available in this version"
+        return Problem(message, where=where, keys=(key,), fix="remove it, or set it to its default")
+    for word in value if isinstance(value, list) else [value]:
+        if word in NOT_YET_VALUES.get(key, ()):
+            message = f"{key}={word} is not yet available in this version"
+            return Problem(message, where=where, keys=(key,), fix=f"simpletuner help {key} shows what is")
+    return None
+
+
+def with_warmup(scheduler: Any, warmup: Any, where: str) -> Problem | None:
+    """The notice if a constant rate, as written, is one with a warm-up."""
+    try:
+        climbs = float(warmup) > 0
+    except (TypeError, ValueError):
+        return None  # the parser says what is wrong with it
+    if str(scheduler).strip().lower() != "constant" or not climbs:
+        return None
+    message = "lr_scheduler=constant with lr_warmup_steps is read as lr_scheduler=constant_with_warmup"
+    return Problem(message, severity="notice", where=where, keys=("lr_scheduler", "lr_warmup_steps"))

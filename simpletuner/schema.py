@@ -10,144 +10,51 @@ Reading the schema imports no torch.
 
 from __future__ import annotations
 
-import json
-import math
+import functools
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from simpletuner.errors import Problem
-from simpletuner.registry import did_you_mean, nearest
+from simpletuner import reading
+from simpletuner.errors import Problem, has_errors
+from simpletuner.option import GIVEN, Basic, Expert, Former, Level, Lines, Meaning, Option, Raw, Unit, When
+from simpletuner.registry import meant, nearest, one_slip_apart
+from simpletuner.values import FALSE, TRUE, Unusable, convert, is_unset, names_a_file, shown
 
 __all__ = [
     "Basic",
     "Expert",
+    "FALSE",
     "Former",
+    "GIVEN",
     "Ge",
     "Group",
     "Gt",
     "Le",
+    "Lines",
     "Lt",
     "Meaning",
     "Option",
     "Raw",
+    "TRUE",
     "Unit",
     "When",
+    "convert",
+    "is_unset",
     "options",
     "parse",
+    "shown",
+    "unknown_key",
 ]
 
-EMPTY_IS_A_VALUE = {
-    "validation_negative_prompt",
-    "skip_file_discovery",
-    "dynamo_mode",
-    "pretrained_transformer_subfolder",
-}
-NONE_IS_A_VALUE = {"report_to", "resume_from_checkpoint", "pretrained_transformer_subfolder", "evaluation_type"}
-
-
-class _Level:
-    def __init__(self, name: str):
-        self.name = name
-
-
-Basic = _Level("basic")  # shown by --help, asked by the wizard
-Expert = _Level("expert")  # shown by --help-all
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Shown behind the value: "px", "steps", "seconds"."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Former:
-    """Names under which the option used to be known."""
-
-    names: tuple[str, ...]
-
-    def __init__(self, *names: str):
-        object.__setattr__(self, "names", names)
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """One line for each choice of a Literal."""
-
-    lines: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class When:
-    """The option has an effect only while another option has one of these values."""
-
-    key: str
-    values: tuple[Any, ...]
-
-    def __init__(self, **condition: Any):
-        ((key, value),) = condition.items()
-        object.__setattr__(self, "key", key)
-        object.__setattr__(self, "values", value if isinstance(value, tuple) else (value,))
-
-    def __str__(self) -> str:
-        return f"{self.key}={'|'.join(str(v).lower() if isinstance(v, bool) else str(v) for v in self.values)}"
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option as plain data."""
-
-    key: str
-    kind: str  # bool, int, float, text, path, choice, list, object
-    default: Any
-    help: str
-    group: str
-    level: str  # basic, standard, expert
-    choices: tuple[tuple[str, str], ...] = ()
-    low: float | None = None
-    high: float | None = None
-    low_open: bool = False
-    high_open: bool = False
-    unit: str = ""
-    when: When | None = None
-    former: tuple[str, ...] = ()
-    optional: bool = False
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.key
-
-    @property
-    def bounds(self) -> str:
-        """The allowed range as people write it: "(0, 1]"; empty if there is none."""
-        if self.low is None and self.high is None:
-            return ""
-        if self.high is None:
-            return f"{'>' if self.low_open else '>='} {self.low:g}"
-        if self.low is None:
-            return f"{'<' if self.high_open else '<='} {self.high:g}"
-        return f"{'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
-
-    @property
-    def within(self) -> str:
-        """The bounds as the end of a sentence: "in (0, 1]", ">= 1"."""
-        return f"in {self.bounds}" if self.bounds[:1] in ("(", "[") else self.bounds
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A value as it was written, with its origin."""
-
-    value: Any
-    origin: str  # label shown to people: "config/config.json:14:3", "command line"
+FEW = 12  # choices that a message has room for
 
 
 class Group(BaseModel):
@@ -159,6 +66,7 @@ class Group(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         arbitrary_types_allowed=True,
+        defer_build=True,  # values are read field by field; building each validator would slow every start
     )
     title: ClassVar[str] = ""
 
@@ -212,7 +120,7 @@ def _option(group: type[Group], key: str, hints: Mapping[str, Any]) -> Option:
             values |= {"high": mark.lt, "high_open": True}
         elif isinstance(mark, Le):
             values |= {"high": mark.le}
-        elif isinstance(mark, _Level):
+        elif isinstance(mark, Level):
             values["level"] = mark.name
         elif isinstance(mark, Unit):
             values["unit"] = mark.name
@@ -220,14 +128,15 @@ def _option(group: type[Group], key: str, hints: Mapping[str, Any]) -> Option:
             values["former"] = mark.names
         elif isinstance(mark, When):
             values["when"] = mark
-    if typing.get_origin(inner) is Literal:
+    item = next(iter(typing.get_args(inner)), None) if typing.get_origin(inner) is list else inner
+    if typing.get_origin(item) is Literal:
         lines = next((m.lines for m in metadata if isinstance(m, Meaning)), {})
-        values["choices"] = tuple((str(c), lines.get(str(c), "")) for c in typing.get_args(inner))
+        values["choices"] = tuple((str(c), lines.get(str(c), "")) for c in typing.get_args(item))
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     values.setdefault("level", "standard")
     return Option(
         key=key,
-        kind=_kind(inner),
+        kind="lines" if Lines in metadata else _kind(inner),
         default=default,
         help=" ".join((field.description or "").split()),
         group=group.title,
@@ -252,134 +161,41 @@ def options(groups: Iterable[type[Group]]) -> dict[str, Option]:
     return found
 
 
-class Unusable(ValueError):
-    """A raw value that cannot be read as its option's kind; the text says what was found and what is wanted."""
-
-
-TRUE, FALSE = {"true", "yes", "y", "on", "1"}, {"false", "no", "n", "off", "0"}
-
-
-def _to_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)) and value in (0, 1):
-        return bool(value)
-    word = str(value).strip().lower() if isinstance(value, str) else ""
-    if word in TRUE or word in FALSE:
-        return word in TRUE
-    raise Unusable(f"{_shown(value)} is not true or false")
-
-
-def _to_number(value: Any, whole: bool) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise Unusable(f"{_shown(value)} is not a number")
-    try:
-        number = float(value)
-    except ValueError:
-        raise Unusable(f"{_shown(value)} is not a number") from None
-    if not math.isfinite(number):
-        raise Unusable(f"{_shown(value)} is not a finite number")
-    if not whole:
-        return number
-    if not number.is_integer():
-        raise Unusable(f"{_shown(value)} is not a whole number")
-    return int(value) if isinstance(value, int) else int(number)
-
-
-def _to_list(value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if isinstance(value, str):
-        text = value.strip()
-        if text.startswith("["):
-            return _to_object(text, list)
-        return [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
-    return [value]
-
-
-def _to_object(value: Any, want: type = dict) -> Any:
-    if isinstance(value, str) and want is dict and "=" in value and value.strip()[:1] not in "[{":
-        return value  # k=v,k=v: its reader takes it apart
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip()[:1] in "[{" else json.loads(Path(value).read_text("utf-8"))
-        except OSError as error:
-            raise Unusable(f"{_shown(value)}: {error.strerror or error}") from None
-        except ValueError as error:
-            raise Unusable(f"{_shown(value)} is not JSON: {error}") from None
-    if want is dict and not isinstance(value, (dict, list)):
-        raise Unusable(f"{_shown(value)} is not an object")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def is_unset(key: str, value: Any) -> bool:
-    """null always means unset, "" does unless it is a value of its own. What "none" means depends on the option."""
-    if isinstance(value, str):
-        return value.strip() == "" and key not in EMPTY_IS_A_VALUE
-    return value is None
-
-
-def convert(option: Option, value: Any) -> Any:
-    """`value` as the option's kind, before bounds are checked. Raises Unusable."""
-    if isinstance(value, str) and len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-        value = value[1:-1]
-    if (
-        option.optional
-        and isinstance(value, str)
-        and value.strip().lower() == "none"
-        and option.key not in NONE_IS_A_VALUE
-    ):
-        return None
-    if option.kind == "bool":
-        return _to_bool(value)
-    if option.kind in ("int", "float"):
-        return _to_number(value, option.kind == "int")
-    if option.kind == "list":
-        return _to_list(value)
-    if option.kind == "object":
-        return _to_object(value)
-    if option.kind == "choice":
-        return _to_choice(option, value)
-    if isinstance(value, (bool, list, dict)):
-        raise Unusable(f"{_shown(value)} is not a text")
-    return str(value)
-
-
-def _to_choice(option: Option, value: Any) -> str:
-    known = [name for name, _ in option.choices]
-    if isinstance(value, bool):
-        value = str(value).lower()
-    text = str(value).strip()
-    matches = [k for k in known if k.lower() == text.lower()]
-    if not matches:
-        raise Unusable(f"{_shown(value)} is not a choice")
-    return matches[0]
-
-
 def _fix_for(option: Option, value: Any) -> str:
-    if option.kind == "choice":
-        near = nearest(str(value), [c for c, _ in option.choices])
-        rest = f"choices: {', '.join(c for c, _ in option.choices)}"
-        return f'did you mean "{near[0]}"? {rest}' if near else rest
+    if option.choices:
+        names = [name or '""' for name, _ in option.choices]
+        near = nearest(str(value), names)
+        if len(names) <= FEW:
+            rest = f"choices: {', '.join(names)}"
+        else:
+            rest = f"the usual choice is {shown(option.default)}; simpletuner help {option.key} lists all"
+        return f"{meant(near)} {rest}" if near else rest
     wanted = {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(
         option.kind, f"a {option.kind}"
     )
+    wanted = {"lines": "a text or a list of texts", "object": "an object, or a JSON file"}.get(option.kind, wanted)
     return f"give {wanted}" + (f" {option.within}" if option.bounds else "")
 
 
-def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | None]:
+def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, list[Problem]]:
+    """(value, problems). With an error among them the value is not to be used."""
+    if names_a_file(option, raw.value):
+        document = reading.read(Path(os.path.expanduser(raw.value.strip())), names=True)
+        found = [replace(p, message=f"{option.key}: {p.message}", keys=(option.key,)) for p in document.problems]
+        if document.failed:
+            return None, found
+        value, problem = _convert(group, option, Raw(document.value, document.where()))
+        return value, [*found, *([problem] if problem else [])]
+    value, problem = _convert(group, option, raw)
+    return value, [problem] if problem else []
+
+
+def _convert(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | None]:
     try:
         value = convert(option, raw.value)
         if value is None and option.optional:
             return None, None
-        field = group.model_fields[option.key]
-        wanted: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        return TypeAdapter(wanted).validate_python(value), None
+        return _adapter(group, option.key).validate_python(value), None
     except Unusable as error:
         return None, Problem(
             f"{option.key}: {error}", where=raw.origin, keys=(option.key,), fix=_fix_for(option, raw.value)
@@ -388,10 +204,22 @@ def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | 
         reason = error.errors()[0]
         if reason["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
             how = "outside" if option.bounds[:1] in ("(", "[") else "not"
-            message = f"{option.key}: {_shown(raw.value)} is {how} {option.bounds}"
+            message = f"{option.key}: {shown(raw.value)} is {how} {option.bounds}"
         else:
-            message = f"{option.key}: {_shown(raw.value)}: {reason['msg']}"
+            message = f"{option.key}: {shown(raw.value)}: {reason['msg']}"
         return None, Problem(message, where=raw.origin, keys=(option.key,), fix=_fix_for(option, raw.value))
+
+
+@functools.cache
+def _known(group: type[Group]) -> dict[str, Option]:
+    return options([group])
+
+
+@functools.cache
+def _adapter(group: type[Group], key: str) -> TypeAdapter[Any]:
+    field = group.model_fields[key]
+    wanted: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return TypeAdapter(wanted)
 
 
 def parse(groups: Iterable[type[Group]], raw: Mapping[str, Raw]) -> tuple[dict[str, Group], list[Problem]]:
@@ -402,7 +230,7 @@ def parse(groups: Iterable[type[Group]], raw: Mapping[str, Raw]) -> tuple[dict[s
     instances: dict[str, Group] = {}
     problems: list[Problem] = []
     for group in groups:
-        known = options([group])
+        known = _known(group)
         values: dict[str, Any] = {}
         for key, option in known.items():
             if key not in raw or is_unset(key, raw[key].value):
@@ -416,10 +244,9 @@ def parse(groups: Iterable[type[Group]], raw: Mapping[str, Raw]) -> tuple[dict[s
                         )
                     )
                 continue
-            value, problem = _read(group, option, raw[key])
-            if problem:
-                problems.append(problem)
-            else:
+            value, found = _read(group, option, raw[key])
+            problems += found
+            if not has_errors(found):
                 values[key] = value
         if any(group.model_fields[k].is_required() and k not in values for k in known):
             continue
@@ -427,8 +254,22 @@ def parse(groups: Iterable[type[Group]], raw: Mapping[str, Raw]) -> tuple[dict[s
     return instances, problems
 
 
-def unknown_key(key: str, known: Iterable[str], where: str) -> Problem:
-    """The error for a key that no group declares."""
-    known = list(known)
-    more = "".join(f"   more: simpletuner help {name}" for name in nearest(key, known, limit=1))
-    return Problem(f'unknown option "{key}"', where=where, keys=(key,), fix=did_you_mean(key, known) + more)
+def unknown_key(
+    key: str, known: Iterable[str], where: str, others: Iterable[str] = (), former: Mapping[str, str] | None = None
+) -> Problem:
+    """The error for a key that no group declares.
+
+    others: keys that are no options, but have an answer of their own; meant only if one slip leads to them.
+    former: names of former versions and what they are now.
+    """
+    known, former = list(known), former or {}
+    slips = [other for other in (*others, *former) if one_slip_apart(key, other)]
+    near = nearest(key, [*known, *slips])
+    best = near[0] if near else ""
+    if best in former:
+        best = former[best]
+        fix = f'did you mean "{best}", formerly "{near[0]}"?'
+    else:
+        fix = meant(near) if near else "simpletuner train --help lists all"
+    more = f"   more: simpletuner help {best}" if best in known else ""
+    return Problem(f'unknown option "{key}"', where=where, keys=(key,), fix=fix + more)

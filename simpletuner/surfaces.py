@@ -9,26 +9,31 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simpletuner.schema import Option
+from simpletuner.option import Option
+from simpletuner.retired import NOT_YET, NOT_YET_VALUES
 
+NARROWEST, WIDEST = 40, 120  # columns
+EMPTY = '""'
+TO_COME = "Not yet available."
 WORDS = {
     "int": "whole number",
     "float": "number",
     "bool": "true or false",
     "text": "text",
+    "lines": "text, or a list of lines",
     "path": "path",
     "list": "list",
-    "object": "object",
+    "object": "object or path",
 }
-JSON_TYPES = {
-    "bool": "boolean",
-    "int": "integer",
-    "float": "number",
-    "text": "string",
-    "path": "string",
-    "choice": "string",
-    "list": "array",
-    "object": "object",
+JSON_TYPES = {  # values may also be written as texts, as in files of the original
+    "bool": ["boolean", "string"],
+    "int": ["integer", "string"],
+    "float": ["number", "string"],
+    "text": ["string"],
+    "lines": ["string", "array"],
+    "path": ["string"],
+    "list": ["array", "string"],
+    "object": ["object", "array", "string"],
 }
 
 
@@ -42,7 +47,7 @@ def shown(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value)) or "none"
-    return str(value) if str(value) else '""'
+    return str(value) if str(value) else EMPTY
 
 
 def by_group(options: Iterable[Option]) -> dict[str, list[Option]]:
@@ -53,21 +58,35 @@ def by_group(options: Iterable[Option]) -> dict[str, list[Option]]:
     return panels
 
 
-def kind(option: Option) -> str:
-    """What may be written: the choices, or the type with its bounds."""
+def available(option: Option) -> list[str]:
+    """The choices that this version has."""
+    return [name for name, _ in option.choices if name not in to_come(option)]
+
+
+def to_come(option: Option) -> set[str]:
+    """The choices that a later version brings. None where the whole option is to come."""
+    return set() if option.key in NOT_YET else NOT_YET_VALUES.get(option.key, set())
+
+
+def kind(option: Option, between: str = " | ") -> str:
+    """What may be written: the available choices, or the type with its bounds."""
     if option.choices:
-        return "|".join(name for name, _ in option.choices)
+        names = between.join(name or EMPTY for name in available(option))
+        return f"list of {names}" if option.kind == "list" else names
     return WORDS[option.kind] + (f" {option.bounds}" if option.bounds else "")
 
 
 def help_text(
     options: Iterable[Option], everything: bool, defaults: Mapping[str, Any] | None = None, width: int | None = None
 ) -> str:
-    """The option panels of `train --help`; expert options only if `everything`. `defaults`: those of a flavour."""
-    width = max(40, min(120, width or shutil.get_terminal_size().columns))
+    """The option panels of `train --help`; expert options only if `everything`. `defaults`: those of a flavour.
+
+    Options of later versions are left out: nobody can use them.
+    """
+    width = _columns(width)
     lines: list[str] = []
     for title, members in by_group(options).items():
-        chosen = [o for o in members if everything or o.level != "expert"]
+        chosen = [o for o in members if o.key not in NOT_YET and (everything or o.level != "expert")]
         if not chosen:
             continue
         lines += ["", f"{title}:"]
@@ -85,16 +104,40 @@ def help_text(
     return "\n".join(lines)
 
 
-def long_help(option: Option) -> str:
-    """Everything known about one option, for `simpletuner help NAME`."""
-    lines = [f"{option.key}   ({option.group}, {option.level})", "", option.help, ""]
-    lines += [f"  {name:<16} {line}".rstrip() for name, line in option.choices] or [f"  {kind(option)}"]
-    lines.append(f"  default: {shown(option.default)}" + (f" {option.unit}" if option.unit else ""))
+def _columns(width: int | None) -> int:
+    return max(NARROWEST, min(WIDEST, width or shutil.get_terminal_size().columns))
+
+
+def long_help(option: Option, default: Any = None, width: int | None = None) -> str:
+    """Everything known about one option, for `simpletuner help NAME`. `default`: that of a flavour."""
+    width = _columns(width)
+    lines = [*textwrap.wrap(f"{option.key}   ({option.group}, {option.level})", width), ""]
+    lines += [TO_COME, ""] if option.key in NOT_YET else []
+    lines += [*textwrap.wrap(option.help, width), ""]
+    lines += ["  any of these, as a list:"] if option.choices and option.kind == "list" else []
+    later = [(name, line) for name, line in option.choices if name in to_come(option)]
+    lines += _listed([choice for choice in option.choices if choice not in later], width)
+    lines += ["  not yet available:", *_listed(later, width)] if later else []
+    lines += [] if option.choices else [f"  {kind(option)}"]
+    value = option.default if default is None else default
+    unit = f" {option.unit}" if option.unit else ""
+    lines += textwrap.wrap(f"  default: {shown(value)}{unit}", width, subsequent_indent=" " * 6)
     if option.when:
-        lines.append(f"  has an effect only with {option.when}")
-    if option.former:
-        lines.append(f"  formerly: {', '.join(option.former)}")
+        condition = f"  has an effect only if {option.when}".replace("|", " or ")
+        lines += textwrap.wrap(condition, width, subsequent_indent=" " * 6, break_on_hyphens=False)
+    lines += [f"  formerly: {', '.join(option.former)}"] if option.former else []
     return "\n".join(lines)
+
+
+def _listed(choices: Iterable[tuple[str, str]], width: int) -> list[str]:
+    """One line for each choice and its meaning, which start in one column where the names are short."""
+    choices = [(name or EMPTY, line) for name, line in choices]
+    column = min(20, max((len(name) for name, _ in choices), default=0))
+    lines: list[str] = []
+    for name, line in choices:
+        text = f"  {name:<{column}}  {line}"
+        lines += textwrap.wrap(text, width, subsequent_indent=" " * 6, break_on_hyphens=False)
+    return lines
 
 
 def markdown(options: Iterable[Option]) -> str:
@@ -110,28 +153,33 @@ def markdown(options: Iterable[Option]) -> str:
         lines += [f"## {title}", "", "| Name | Values | Default | Meaning |", "|---|---|---|---|"]
         for option in members:
             mark = {"basic": "★ ", "expert": "◦ "}.get(option.level, "")
-            values = kind(option).replace("|", " · ") + (f", {option.unit}" if option.unit else "")
-            help = option.help + (f" Only with `{option.when}`.".replace("|", " or ") if option.when else "")
+            values = kind(option, " · ") + (f", {option.unit}" if option.unit else "")
+            help = f"{TO_COME} {option.help}" if option.key in NOT_YET else option.help
+            help += f" Only if `{option.when}`.".replace("|", " or ") if option.when else ""
+            help += _to_come_sentence(option)
             former = f" Formerly {', '.join(f'`{name}`' for name in option.former)}." if option.former else ""
             lines.append(f"| {mark}`{option.key}` | {values} | {shown(option.default)} | {help}{former} |")
         lines.append("")
     return "\n".join(lines)
 
 
+def _to_come_sentence(option: Option) -> str:
+    later = [name for name, _ in option.choices if name in to_come(option)]
+    return f" Not yet available: {', '.join(f'`{name}`' for name in later)}." if later else ""
+
+
 def json_schema(options: Iterable[Option]) -> dict[str, Any]:
     """A JSON schema that lets editors complete config.json, with and without leading dashes."""
     properties: dict[str, Any] = {}
     for option in options:
-        entry: dict[str, Any] = {"description": option.help, "title": option.group}
-        if option.choices:
-            entry["enum"] = [name for name, _ in option.choices]
+        text = f"{TO_COME} {option.help}" if option.key in NOT_YET else option.help + _to_come_sentence(option)
+        entry: dict[str, Any] = {"description": text, "title": option.group}
+        names = [name for name, _ in option.choices]
+        if option.kind == "choice":
+            entry["enum"] = names
         else:
-            # Values may also be written as texts, as in files of the original.
-            entry["type"] = [
-                JSON_TYPES[option.kind],
-                *([] if JSON_TYPES[option.kind] == "string" else ["string"]),
-                "null",
-            ]
+            entry["type"] = [*JSON_TYPES[option.kind], "null"]
+            entry |= {"items": {"enum": names}} if names else {}
         if option.low is not None:
             entry["exclusiveMinimum" if option.low_open else "minimum"] = option.low
         if option.high is not None:

@@ -1,4 +1,4 @@
-"""One configuration from several sources: which one wins, where each value came from, and how it is found."""
+"""One configuration from several sources: which one wins, and where each value came from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from simpletuner import config as configuration
-from simpletuner.config import command_line, find, load
+from simpletuner import tomlfile
+from simpletuner.config import OPTIONS, Files, command_line, load
 from simpletuner.data.options import Data
 from simpletuner.models.options import Model
 from simpletuner.optim.options import Optimizer
@@ -100,7 +100,7 @@ def test_variables_in_values():
 
 
 def test_one_key_under_two_names():
-    for second, severities in ((7, ["notice"]), (8, ["notice", "error"])):
+    for second, severities in (("7", ["notice", "notice"]), (8, ["notice", "error"])):
         _, problems = load(write("c.json", validation_step_interval=7, validation_steps=second), {}, {})
         assert [p.severity for p in problems] == severities
     assert "c.json:2:3 and c.json:3:3" in problems[1].where
@@ -127,15 +127,70 @@ def test_a_file_that_is_no_configuration(text, said):
     assert problem.severity == "error" and said in problem.message and "c.json" in problem.where
 
 
-def test_other_kinds_of_file_are_refused_and_not_passed_over():
-    for name in ("config.toml", "config.env"):
-        Path(name).write_text("seed=1")
-        assert find(None, None, {})[0] == Path(name)
-        assert "not yet" in load(Path(name), {}, {})[1][0].message
-        Path(name).unlink()
-    for value in ("toml", "env", "cmd"):
-        assert "not yet" in errors(find(None, None, {"CONFIG_BACKEND": value})[1])[0].message
-    assert find(None, None, {"CONFIG_BACKEND": "json"}) == (None, [])
+def test_the_same_configuration_in_every_kind_of_file():
+    write("a.json", **{"--seed": 1, "learning-rate": "2e-4", "validation_disable": True, "lora_type": "standard"})
+    Path("a.toml").write_text("--seed = 1\nlearning-rate = 2e-4\nvalidation_disable = true\nlora_type = 'standard'\n")
+    Path("a.env").write_text("TRAINING_SEED=1\nLEARNING_RATE=2e-4\nVALIDATION_DISABLE=True\nLORA_TYPE=standard\n")
+    configs = [load(Path(f"a.{kind}"), {}, {}) for kind in ("json", "toml", "env")]
+    assert all(problems == [] for _, problems in configs)
+    assert configs[0][0].values() == configs[1][0].values() == configs[2][0].values()
+    assert [config.origin("seed") for config, _ in configs] == ["a.json:2:3", "a.toml:1:1", "a.env:1:1"]
+
+
+def test_config_env_lies_beneath_the_file_beside_it_and_a_clash_is_told():
+    Path("c.env").write_text("TRAINING_SEED=1\nLORA_RANK=2\nLEARNING_RATE=1e-4\nHF_HOME=/x\n")
+    files = Files(write("c.json", seed=3, learning_rate=0.0001, max_train_steps=4), Path("c.env"))
+    config, (problem,) = load(files, {}, {})
+    assert [config.values()[key] for key in ("seed", "lora_rank", "max_train_steps")] == [3, 2, 4]
+    assert problem.severity == "notice" and problem.where == "c.env:1:1 and c.json:2:3"
+    assert problem.message == "seed has two values; 3 of c.json:2:3 is used"
+    assert config.exports == {"HF_HOME": "/x"} and config.written == {}
+
+
+def test_nothing_is_guessed_about_a_configuration_that_could_not_be_read():
+    Path("c.env").write_text("SEED=$(x)\n")
+    Path("c.json").write_text('{"seed": }')
+    config, problems = load(Files(Path("c.json"), Path("c.env")), {"lora_rnak": 2}, {})
+    assert dict(config.groups) == {}
+    assert sorted(p.where for p in problems) == ["c.env:1:6", "c.json:1:10", "command line"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "where"),
+    [
+        ("seed = 1\nseed = 2\n", '"seed" is given twice (first at 1:1)', "c.toml:2:1"),
+        ("[a]\nb = 1\n[c]\nb = 1\nb = 2\n", "not valid TOML: Cannot overwrite a value", "c.toml:5:6"),
+        ("seed = \n", "not valid TOML: Invalid value", "c.toml:1:8"),
+        ('seed = "a\n', "not valid TOML: Illegal character", "c.toml:1:10"),
+        ("a = " + "[" * 4000, "not valid TOML: ", "c.toml"),
+        ("--seed = 1\nseed = 2\n", '"seed" is given twice with different values (first at 1:1)', "c.toml:2:1"),
+        ("\n[webhook]\nseed = 1\n", 'unknown option "webhook"', "c.toml:2:2"),
+        ("x = '''\nseed = 1\n'''\nlora_rnak = [\n1]\n", 'unknown option "x"', "c.toml:1:1"),
+    ],
+)
+def test_mistakes_in_toml_have_their_place(text, message, where):
+    Path("c.toml").write_text(text)
+    problem = errors(load(Path("c.toml"), {}, {})[1])[0]
+    assert problem.message.startswith(message) and problem.where.startswith(where)
+
+
+def test_toml_places_are_found_behind_texts_lists_and_tables():
+    text = 'a = """\nseed = 1\n"""  # seed = 2\n"--b" = [ # ]\n  "x]",\n]\nc.d = 1\n\n'
+    text += "[e]\nf = 1\n[[g]]\nh = 1\n[[g]]\nh = 2\n"
+    document = tomlfile.parse_text(text, "t")
+    places = {"a": (1, 1), "b": (4, 1), "c": (7, 1), "e": (9, 2), "g": (11, 3)}
+    assert {path[0]: place for path, place in document.places.items() if len(path) == 1} == places
+    assert document.where("c", "d") == "t:7:3" and document.where("g", 1, "h") == "t:14:1"
+    assert set(document.value) == {"a", "--b", "c", "e", "g"} and document.problems == []
+
+
+def test_equal_values_under_two_spellings_are_a_notice():
+    Path("c.json").write_text('{"--seed": 1, "seed": 1}')
+    Path("c.toml").write_text("--seed = 1\nseed = 1\n")
+    for name, where in (("c.json", "c.json:1:15"), ("c.toml", "c.toml:2:1")):
+        config, (problem,) = load(Path(name), {}, {})
+        assert (problem.severity, problem.where, config.values()["seed"]) == ("notice", where, 1)
+        assert "first at 1:" in problem.message
 
 
 # ---- paths and the resolved file
@@ -153,6 +208,18 @@ def test_relative_paths_start_at_the_working_directory(here):
 def test_packaged_examples_have_a_path_of_their_own():
     config, _ = load(None, {"data_backend_config": "config/examples/nano/multidatabackend.json"}, {})
     assert config[Data].data_backend_config.is_file()
+
+
+def test_every_option_that_is_a_path_becomes_absolute(here):
+    paths = [key for key, option in OPTIONS.items() if option.kind == "path"]
+    config, _ = load(write("c.json", **dict.fromkeys(paths, "./a/../b")), {}, {})
+    assert {config.values()[key] for key in paths} == {str(here / "b")} and len(paths) >= 7
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a/" + "b" * 256 + "/c"])
+def test_what_can_be_no_path_is_told_before_anybody_opens_it(path):
+    _, (problem,) = load(write("c.json", output_dir=path), {}, {})
+    assert "can be no path" in problem.message and problem.where == "c.json:2:3"
 
 
 def test_placeholders_in_paths_are_kept_for_those_who_know_them():
@@ -178,6 +245,28 @@ def test_the_resolved_file_reads_back_to_the_same_values_and_origins():
     changed, _ = load(Path("resolved.json"), {"seed": "1"}, {"SIMPLETUNER_LORA_RANK": "4"})
     assert changed.values() == config.values() | {"seed": 1, "lora_rank": 4}
     assert changed.origin("seed") == "command line" and changed.origin("max_train_steps") == "config.json:3:3"
+
+
+def test_the_resolved_file_keeps_former_names_and_the_version():
+    config, _ = load(write("c.json", checkpointing_steps=7, use_dora=False, flux_lora_init="default"), {}, {})
+    config.write(Path("resolved.json"))
+    record = json.loads(Path("resolved.json").read_text())
+    assert record["_written"] == {"checkpoint_step_interval": "checkpointing_steps", "lora_init_type": "flux_lora_init"}
+    assert record["_version"] and record["_source"] == "c.json" and set(OPTIONS) <= set(record)
+    again, problems = load(Path("resolved.json"), {}, {})
+    assert problems == [] and again.written == config.written
+
+
+def test_what_a_variable_stood_for_is_neither_shown_nor_stored():
+    file = write("c.json", validation_prompt="{env:TOKEN} b", output_dir="{env:TOKEN}/x", report_to=["{env:KIND}"])
+    config, problems = load(file, {}, {"TOKEN": "hf_secret", "KIND": "none"})
+    assert errors(problems) == [] and config[Validation].validation_prompt == "hf_secret b"
+    assert config.values()["validation_prompt"] == "{env:TOKEN} b" and config.values()["report_to"] == ["{env:KIND}"]
+    config.write(Path("resolved.json"))
+    again, _ = load(Path("resolved.json"), {}, {"TOKEN": "other", "KIND": "none"})
+    assert again[Validation].validation_prompt == "other b"
+    assert str(again[Training].output_dir).endswith("/hf_secret/x")  # a folder is no secret, and must not move
+    assert "hf_secret" not in Path("resolved.json").read_text().replace("hf_secret/x", "")
 
 
 def test_the_resolved_file_is_strict_json_and_replaces_the_old_one_whole():
@@ -231,86 +320,3 @@ def test_every_spelling_of_an_option(words, values):
 def test_words_that_are_no_options(words, said):
     _, problems = command_line(words)
     assert said in problems[0].message and problems[0].where == "command line"
-
-
-# ---- finding the file
-
-
-def test_nothing_asked_for_and_nothing_there():
-    assert find(None, None, {}) == (None, [])
-
-
-def test_a_file_here_comes_before_one_in_config():
-    inner = write("config/config.json")
-    assert find(None, None, {})[0] == inner
-    outer = write("config.json")
-    assert find(None, None, {})[0] == outer
-
-
-def test_a_second_candidate_in_the_folder_is_named():
-    write("config.json")
-    Path("config.env").write_text("")
-    path, (notice,) = find(None, None, {})
-    assert path == Path("config.json") and notice.severity == "notice" and "config.env" in notice.message
-
-
-def test_config_names_a_file_or_a_folder():
-    file = write("some/config.json")
-    assert find("some", None, {}) == find("some/config.json", None, {}) == (file, [])
-    path, (problem,) = find("none.json", None, {})
-    assert path is None and "none.json" in problem.where
-
-
-def test_an_environment_is_looked_for_in_order(here):
-    places = ["home/config/x/config.json", "config/x/config.json", "x/config.json"]
-    environ = {"SIMPLETUNER_CONFIG_DIR": "shared"}
-    write("shared/x/config.json")
-    assert find(None, "x", environ)[0] == Path("shared/x/config.json")
-    for place in places:
-        write(place)
-        assert find(None, "x", environ)[0].resolve() == (here / place).resolve()
-
-
-def test_an_environment_may_be_a_packaged_example():
-    assert find(None, "nano", {})[0].is_file()
-
-
-def test_variables_that_name_an_environment():
-    (
-        write("config/a/config.json"),
-        write("config/b/config.json"),
-        write("config/c/config.json"),
-        write("config/d/config.json"),
-    )
-    environ = {"ENV": "c", "SIMPLETUNER_ENV": "b", "SIMPLETUNER_ENVIRONMENT": "a"}
-    assert find(None, "d", environ)[0] == Path("config/d/config.json")
-    for name in ("a", "b", "c"):
-        assert find(None, None, environ)[0] == Path(f"config/{name}/config.json")
-        environ.popitem()
-    assert find(None, None, {"ENV": "default"})[0] is None
-    write("config/config.json")
-    assert find(None, None, {"ENV": "default"})[0] == Path("config/config.json")
-
-
-@pytest.mark.parametrize("value", ["/etc/profile", "~/.shrc", "startup"])
-def test_env_may_be_a_shells_startup_file(value):
-    Path("startup").write_text("")
-    file = write("config/config.json")
-    path, (notice,) = find(None, None, {"ENV": value})
-    assert path == file and notice.severity == "notice" and value in notice.message
-
-
-def test_config_path_is_a_folder_a_file_or_a_stem():
-    for value, file in (("folder", "folder/config.json"), ("one.json", "one.json"), ("two", "two.json")):
-        written = write(file)
-        assert find(None, None, {"CONFIG_PATH": value}) == (written, [])
-
-
-def test_what_was_asked_for_and_is_missing_names_every_path_and_the_cure():
-    write("config/config.json.example")
-    _, (problem,) = find(None, "x", {})
-    assert problem.exit_code == 2 and problem.fix == "cp config/config.json.example config/config.json"
-    for place in ("x/config.json", "config/x/config.json", "home/config/x/config.json"):
-        assert place in problem.where
-    Path("config/config.json.example").unlink()
-    assert "simpletuner examples copy" in configuration.first_step()

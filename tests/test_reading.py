@@ -64,6 +64,7 @@ def test_signs_of_comments_inside_texts_are_text():
         ('{"a": 1,, "b": 2}', 1, 9, "expected a key"),
         ("{ /* open", 1, 3, "a comment is not closed"),
         ('{"a": "\\q"}', 1, 7, "bad escape"),
+        ('{"a": "\\ud800"}', 1, 7, "bad escape"),
         ('{"a": 01}', 1, 7, "'01' is not a value"),
     ],
 )

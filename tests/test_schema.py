@@ -9,8 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpletuner.config import GROUPS, OPTIONS
-from simpletuner.schema import Basic, Former, Ge, Group, Gt, Le, Meaning, Raw, Unit, When, convert, options, parse
+from simpletuner.groups import GROUPS, OPTIONS
+from simpletuner.optim.options import Optimizer
+from simpletuner.schema import (
+    GIVEN,
+    Basic,
+    Former,
+    Ge,
+    Group,
+    Gt,
+    Le,
+    Lines,
+    Meaning,
+    Raw,
+    Unit,
+    When,
+    convert,
+    options,
+    parse,
+)
 
 
 class Fruit(Group, title="Fruit"):
@@ -28,6 +45,12 @@ class Fruit(Group, title="Fruit"):
     """What they are called."""
     more: Annotated[dict[str, Any] | str | None, When(ripe=True)] = None
     """Anything else."""
+    stages: Annotated[list[Literal["peel", "core"]], Meaning({"peel": "thinly"})] = []
+    """What is done to them."""
+    note: Annotated[str | None, Lines, When(basket=GIVEN)] = None
+    """What the label says."""
+    recipe: dict[str, Any] | str | None = "recipe.json"
+    """What becomes of them."""
 
 
 def read(**values):
@@ -37,7 +60,7 @@ def read(**values):
 
 def test_an_option_is_plain_data():
     found = options([Fruit])
-    assert list(found) == ["apples", "weight", "ripe", "kind", "basket", "names", "more"]
+    assert list(found) == ["apples", "weight", "ripe", "kind", "basket", "names", "more", "stages", "note", "recipe"]
     apples = found["apples"]
     assert (apples.kind, apples.default, apples.level, apples.bounds, apples.unit) == (
         "int",
@@ -50,6 +73,8 @@ def test_an_option_is_plain_data():
     assert found["weight"].former == ("mass",) and found["weight"].bounds == "> 0"
     assert found["kind"].choices == (("Boskoop", ""), ("Elstar", "sweet"))
     assert [found[key].kind for key in ("basket", "names", "more")] == ["path", "list", "object"]
+    assert (found["stages"].kind, found["stages"].choices) == ("list", (("peel", "thinly"), ("core", "")))
+    assert found["note"].kind == "lines" and found["recipe"].kind == "object"
     assert found["basket"].optional and not found["ripe"].optional and str(found["more"].when) == "ripe=true"
 
 
@@ -115,6 +140,14 @@ def test_choices_take_any_case_and_name_the_nearest():
     assert "is not a choice" in problem.message and problem.fix.startswith('did you mean "Elstar"?')
 
 
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [("dynamo_backend", "no"), ("evaluation_type", "none"), ("scheduled_sampling_reflexflow", "false")],
+)
+def test_false_for_a_choice_is_the_choice_that_is_off(key, word):
+    assert convert(OPTIONS[key], False) == word
+
+
 @pytest.mark.parametrize("value", [None, "", "  "])
 def test_null_and_empty_are_unset(value):
     assert read(apples=value, basket=value) == (Fruit(), [])
@@ -138,6 +171,55 @@ def test_lists_and_objects_in_all_their_spellings(tmp_path):
     assert read(more="a=1,b=2")[0].more == "a=1,b=2"
     assert "No such file" in read(more=str(tmp_path / "none.json"))[1][0].message
     assert "is not JSON" in read(more='{"a": ')[1][0].message
+
+
+def test_a_file_for_an_object_is_read_like_every_other_file(tmp_path):
+    (tmp_path / "more.json").write_text('{"a": 1, // one\n "b": 2,}')
+    fruit, problems = read(more=str(tmp_path / "more.json"))
+    assert fruit.more == {"a": 1, "b": 2}
+    assert [(p.severity, p.where.rpartition("/")[2]) for p in problems] == [
+        ("warning", "more.json:1:10"),
+        ("warning", "more.json:2:8"),
+    ]
+    (tmp_path / "more.json").write_text('{"a" 1}')
+    fruit, (problem,) = read(more=str(tmp_path / "more.json"))
+    assert fruit.more is None and problem.severity == "error" and problem.where.endswith("more.json:1:6")
+    (tmp_path / "more.json").write_text("7")
+    assert "is not an object" in read(more=str(tmp_path / "more.json"))[1][0].message
+
+
+def test_a_default_that_names_a_file_stays_a_name():
+    assert read(recipe="recipe.json") == (Fruit(), [])
+    assert "No such file" in read(recipe="recipes.json")[1][0].message
+
+
+def test_a_list_of_choices_takes_commas_and_spaces_and_names_what_it_does_not_know():
+    for value in ("peel,core", "peel core", ["Peel", "core"], '["peel", "core"]'):
+        assert read(stages=value)[0].stages == ["peel", "core"]
+    assert read(stages="")[0].stages == []
+    _, (problem,) = read(stages="peel,cor")
+    assert problem.message == 'stages: "cor" is not a choice' and "choices: peel, core" in problem.fix
+
+
+def test_lines_are_a_text_or_a_list_of_texts():
+    assert read(note="one, two")[0].note == "one, two"
+    assert read(note=["one", "two"])[0].note == read(note='["one", "two"]')[0].note == "one\ntwo"
+    assert read(note=[1])[1] and read(note='["one"')[1]
+
+
+def test_given_is_any_value_that_switches_something_on():
+    when = options([Fruit])["note"].when
+    assert str(when) == "basket is set"
+    assert all(when.holds(value) for value in (True, 1, 0.5, "basket", {"a": 1}, [1], ["wandb"]))
+    assert not any(when.holds(value) for value in (None, False, 0, 0.0, "", "none", "no", [], {}, ["none"]))
+
+
+def test_a_choice_of_many_is_not_listed_in_the_message():
+    _, (problem,) = parse([Optimizer], {"optimizer": Raw("adam", "here")})
+    assert problem.fix == (
+        'did you mean "torch-adam" or "optimi-adam" or "bnb-adam"?'
+        ' the usual choice is "adamw_bf16"; simpletuner help optimizer lists all'
+    )
 
 
 def test_all_problems_come_together_and_the_rest_is_read():

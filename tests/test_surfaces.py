@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from simpletuner import surfaces
+from simpletuner import retired, surfaces
 from simpletuner.cli.surfaces import ROOT
-from simpletuner.config import OPTIONS
+from simpletuner.groups import OPTIONS
 from simpletuner.schema import Option
 
 AGAIN = "run: python -m simpletuner.cli.surfaces"
@@ -80,8 +80,41 @@ def test_help_lists_panels_in_order_and_expert_options_only_when_asked():
 
 @pytest.mark.parametrize("width", [20, 40, 80, 500])
 def test_help_fits_the_terminal(width):
-    text = surfaces.help_text([o for o in LISTED if not o.choices], True, width=width)
-    assert max(map(len, text.splitlines())) <= max(60, min(120, width))
+    text = surfaces.help_text(LISTED, True, width=width)
+    assert max(map(len, text.splitlines())) <= max(40, min(120, width))
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 500])
+def test_long_help_fits_the_terminal(width):
+    lines = [line for option in LISTED for line in surfaces.long_help(option, width=width).splitlines()]
+    assert max(map(len, lines)) <= max(40, min(120, width))
+
+
+def test_what_is_to_come_is_left_out_of_the_help_and_marked_elsewhere():
+    whole, page = surfaces.help_text(LISTED, True, width=120), surfaces.markdown(LISTED).splitlines()
+    properties = surfaces.json_schema(LISTED)["properties"]
+    for key in retired.NOT_YET:
+        assert f"--{key} " not in whole
+        assert "\nNot yet available.\n" in surfaces.long_help(OPTIONS[key])
+        assert any(f"`{key}` |" in row and "| Not yet available. " in row for row in page)
+        assert properties[key]["description"].startswith("Not yet available. ")
+    assert "Not yet" not in whole and "Not yet available.\n" not in surfaces.long_help(OPTIONS["seed"])
+
+
+def test_choices_to_come_are_left_out_of_the_help_and_marked_elsewhere():
+    assert "--lora_type standard [default: standard]" in surfaces.help_text(LISTED, True, width=120)
+    assert "prodigy" not in surfaces.help_text([OPTIONS["optimizer"]], True)
+    text = surfaces.long_help(OPTIONS["optimizer"])
+    assert text.index("adamw_bf16 ") < text.index("  not yet available:\n") < text.index("  prodigy ")
+    assert "Not yet available: `lycoris`." in surfaces.markdown([OPTIONS["lora_type"]])
+    entry = surfaces.json_schema([OPTIONS["lora_type"]])["properties"]["lora_type"]
+    assert entry["enum"] == ["standard", "lycoris"] and entry["description"].endswith("Not yet available: `lycoris`.")
+
+
+def test_a_list_of_choices_and_a_text_of_lines_in_the_editors_schema():
+    properties = surfaces.json_schema(LISTED)["properties"]
+    assert "array" in properties["report_to"]["type"] and "wandb" in properties["report_to"]["items"]["enum"]
+    assert "array" in properties["modelspec_comment"]["type"] and "object" in properties["tread_config"]["type"]
 
 
 def test_help_shows_the_defaults_of_the_chosen_flavour():
@@ -91,7 +124,7 @@ def test_help_shows_the_defaults_of_the_chosen_flavour():
 
 def test_long_help_says_all_that_is_known():
     text = surfaces.long_help(OPTIONS["lr_end"])
-    assert all(word in text for word in ("Optimizer, expert", ">= 0", "4e-07", "only with lr_scheduler=linear|cosine"))
+    assert all(word in text for word in ("Optimizer, expert", ">= 0", "4e-07", "only if lr_scheduler=linear or cosine"))
     assert "formerly: validation_steps" in surfaces.long_help(OPTIONS["validation_step_interval"])
     assert "krea" in surfaces.long_help(OPTIONS["model_flavour"])
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from simpletuner.errors import ConfigError
-from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Meaning, When
+from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Lines, Meaning, When
 
 FOR_LORA = When(model_type="lora")
+FOR_LYCORIS = When(lora_type="lycoris")
+FOR_ASSISTANT = When(disable_assistant_lora=False)
 
 
 class Adapter(Group, title="Adapter"):
     lora_type: Annotated[
-        Literal["standard"],
+        Literal["standard", "lycoris"],
         Basic,
         FOR_LORA,
-        Meaning({"standard": "plain LoRA, loads everywhere"}),
+        Meaning(
+            {
+                "standard": "plain LoRA, loads everywhere",
+                "lycoris": "LoKr and relatives: better on large sets, read by fewer tools",
+            }
+        ),
     ] = "standard"
     """The kind of adapter."""
     lora_rank: Annotated[int, Ge(1), Le(256), Basic, FOR_LORA] = 16
@@ -27,17 +34,31 @@ class Adapter(Group, title="Adapter"):
     lora_dropout: Annotated[float, Ge(0), Le(1), FOR_LORA] = 0.0
     """Drops adapter inputs at random; may help tiny sets, slows training."""
     flux_lora_module_type: Annotated[
-        Literal["standard", "rslora"],
+        Literal["standard", "dora", "rslora"],
         FOR_LORA,
-        Meaning({"standard": "scales by alpha / rank", "rslora": "scales by alpha / sqrt(rank), for high ranks"}),
+        Meaning(
+            {
+                "standard": "scales by alpha / rank",
+                "dora": "learns magnitude apart from direction, slower",
+                "rslora": "scales by alpha / sqrt(rank), for high ranks",
+            }
+        ),
     ] = "standard"
     """How the adapter's output is scaled."""
     lora_init_type: Annotated[
-        Literal["default", "gaussian"],
+        Literal["default", "gaussian", "loftq", "olora", "pissa"],
         FOR_LORA,
-        Meaning({"default": "A uniform, B zero", "gaussian": "A normal with deviation 1 / rank, B zero"}),
+        Meaning(
+            {
+                "default": "A uniform, B zero",
+                "gaussian": "A normal with deviation 1 / rank, B zero",
+                "loftq": "makes up for the rounding of an nf4 base; NVIDIA only",
+                "olora": "orthonormal parts of the base weights, which change with it",
+                "pissa": "the strongest parts of the base weights, which change with it",
+            }
+        ),
     ] = "default"
-    """Start values; either starts at exactly the base model."""
+    """Start values; default and gaussian start at exactly the base model."""
     flux_lora_target: Annotated[
         Literal[
             "all",
@@ -73,6 +94,22 @@ class Adapter(Group, title="Adapter"):
     """Which layers get an adapter. More layers learn more and use more memory."""
     peft_lora_target_modules: Annotated[list[str] | None, Expert, FOR_LORA] = None
     """Endings of module names, or regular expressions for whole names, in place of the preset; a list, or a JSON file that holds one."""  # noqa: E501
+    init_lora: Annotated[str | None, FOR_LORA] = None
+    """Starts from the weights of an existing adapter, at step 0; to continue a run use resume_from_checkpoint."""
+    lycoris_config: Annotated[dict[str, Any] | str | None, FOR_LYCORIS] = "config/lycoris_config.json"
+    """The LyCORIS recipe, as a file or an object; without one, a LoKr with factor 10 on attention and 4 on feed-forward."""  # noqa: E501
+    init_lokr_norm: Annotated[float | None, Ge(0), Expert, FOR_LYCORIS] = None
+    """Moves a LoKr a little off its zero start, such as 1e-3; quicker to learn, no longer exactly the base model."""
+    assistant_lora_path: Annotated[str | None, Expert, FOR_ASSISTANT] = None
+    """A frozen adapter that is active in training only and never saved; makes schnell trainable. Unset means the flavour's."""  # noqa: E501
+    assistant_lora_weight_name: Annotated[str | None, Expert, FOR_ASSISTANT] = None
+    """File of the assistant in its folder or repository, where that holds several."""
+    assistant_lora_strength: Annotated[float, Expert, FOR_ASSISTANT] = 1.0
+    """Weight of the assistant in training; less leaves more of the few-step behaviour in the result."""
+    assistant_lora_inference_strength: Annotated[float, Expert, FOR_ASSISTANT] = 0.0
+    """Weight of the assistant in validation; 0 shows the result as others will use it."""
+    disable_assistant_lora: bool = False
+    """Trains schnell without its assistant: nothing extra to load, and results blur."""
     lora_format: Annotated[
         Literal["diffusers", "comfyui"],
         FOR_LORA,
@@ -91,8 +128,8 @@ class Adapter(Group, title="Adapter"):
         ),
     ] = "standard"
     """How much the exported file says about the run. Never paths or names."""
-    modelspec_comment: Annotated[str | None, Expert] = None
-    """A text for the description in the exported file."""
+    modelspec_comment: Annotated[str | None, Expert, Lines] = None
+    """A note for the description in the exported file, a text or a list of lines; everyone who has the file can read it."""  # noqa: E501
 
     @property
     def alpha(self) -> float:
@@ -112,7 +149,7 @@ def module_names(options: Adapter) -> list[str] | None:
         return names
     try:
         read = json.loads(Path(names[0]).expanduser().read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"peft_lora_target_modules: {names[0]}: {error}",
             fix="give a list of module names, or a JSON file that holds one",

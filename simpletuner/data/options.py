@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Meaning, Unit
+from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Meaning, Unit, When
 
 ResolutionType = Literal["pixel_area", "pixel", "area"]
-CaptionStrategy = Literal["filename", "textfile", "instanceprompt"]
+CaptionStrategy = Literal["filename", "textfile", "instanceprompt", "parquet", "jsonl", "csv", "huggingface"]
+FOR_KONTEXT = When(model_flavour="kontext")
 
 
 class PerCache(Group, title="Data"):
@@ -57,6 +58,10 @@ class PerImageSet(PerCache, title="Data"):
                 "filename": "the file name, with _ read as a space",
                 "textfile": "a text file beside the image; each line is one alternative",
                 "instanceprompt": "instance_prompt for every image",
+                "parquet": "a column of a parquet table",
+                "jsonl": "a field of each line of a .jsonl file",
+                "csv": "a column of a CSV table",
+                "huggingface": "a column of a data set on the hub",
             }
         ),
     ] = "filename"
@@ -92,16 +97,66 @@ class Data(PerImageSet, PerTextCache, title="Data"):
     """Decimals kept of the aspect ratio when images are grouped; fewer decimals, fewer and fuller groups."""
     data_backend_sampling: Literal["auto-weighting", "uniform"] = "auto-weighting"
     """Datasets are drawn by size, or all equally often; it shapes the order, every image is met either way."""
+    conditioning_multidataset_sampling: Annotated[
+        Literal["random", "combined"],
+        Expert,
+        FOR_KONTEXT,
+        Meaning({"random": "one set per micro-batch", "combined": "all sets at once: longer sequences, more memory"}),
+    ] = "random"
+    """How several sets of reference images take part."""
     allow_dataset_oversubscription: bool = False
     """Raises repeats of a dataset that is smaller than one step to the smallest value that works, and says so."""
     cache_dir_text: Path | None = None
     """Where text embeddings are kept; unset means {output_dir}/cache/text/{family}. Runs may share a folder."""
+    parquet_caption_column: str | None = None
+    """Column of a parquet table that holds the captions; without it the table has no words to offer."""
+    parquet_filename_column: str | None = None
+    """Column of a parquet table that names the images, by which its rows are matched."""
+    vae_cache_ondemand: Annotated[bool, Expert] = False
+    """Encodes images when they first come up; training starts at once, keeps the VAE loaded and has slower steps."""
+    vae_cache_disable: Annotated[bool, Expert] = False
+    """Encodes images at every use and writes no latents; saves disk and costs time in each step."""
+    text_cache_ondemand: Annotated[bool, Expert] = False
+    """Encodes captions when they first come up; starts at once, keeps T5 loaded and has slower steps."""
+    text_cache_disable: Annotated[bool, Expert] = False
+    """Encodes captions at every use and writes no embeddings; saves disk, keeps T5 loaded and costs time."""
+    vae_cache_scan_behaviour: Annotated[
+        Literal["recreate", "sync"],
+        Expert,
+        Meaning({"recreate": "encodes the image again", "sync": "leaves the image out of this run and lists it"}),
+    ] = "recreate"
+    """What happens to a latent that turns out damaged or of another shape than planned."""
+    skip_file_discovery: Annotated[
+        list[Literal["aspect", "vae", "text", "metadata"]],
+        Expert,
+        Meaning(
+            {
+                "aspect": "takes sizes and buckets from the index",
+                "vae": "takes the latents for complete",
+                "text": "takes the embeddings for complete",
+                "metadata": "takes the list of files from the index",
+            }
+        ),
+    ] = []
+    """Stages that trust the index of the last run; a quicker start on very large sets, blind to changed files."""
+    read_batch_size: Annotated[int, Ge(1), Expert] = 25
+    """Files read ahead; more hides slow storage and takes more RAM."""
+    aws_max_pool_connections: Annotated[int, Ge(1), Expert] = 128
+    """Open connections to a bucket; more is faster until the provider slows you down."""
     image_pixel_limit: Annotated[int, Ge(1), Unit("px"), Expert] = 120_000_000
     """Larger images are refused and listed, as protection against decompression bombs."""
     dataloader_prefetch: Annotated[bool, Expert] = True
     """Reads batches ahead of the step on threads; off saves a little RAM and may make the step wait."""
-    dataloader_prefetch_qlen: Annotated[int, Ge(1), Expert] = 10
-    """How many batches are read ahead."""
+    dataloader_prefetch_qlen: Annotated[int, Ge(1), Expert, When(dataloader_prefetch=True)] = 10
+    """How many batches are read ahead; more evens out slow disks and takes RAM."""
+    debug_aspect_buckets: Annotated[bool, Expert] = False
+    """Logs each decision about size, crop and bucket: long logs that explain why an image looks as it does."""
+    debug_dataset_loader: Annotated[bool, Expert] = False
+    """Logs what the loader reads, waits for and hands over; long logs for slow starts and stalls."""
+    print_filenames: Annotated[bool, Expert] = False
+    """Logs the files of each batch, so that a bad step leads to its images."""
+    print_sampler_statistics: Annotated[bool, Expert] = False
+    """Logs how often each dataset was drawn, to see whether repeats and probabilities do what you meant."""
 
 
 class ImageEntry(PerImageSet, title="Image dataset"):

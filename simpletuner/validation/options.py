@@ -1,11 +1,13 @@
-"""When validation images are made, from which prompts, and how they are sampled."""
+"""When validation images are made, from which prompts, how they are sampled, and what is measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from simpletuner.schema import Basic, Expert, Former, Ge, Group, Le, Meaning, Unit
+from simpletuner.schema import GIVEN, Basic, Expert, Former, Ge, Group, Gt, Le, Meaning, Unit, When
+
+WITH_ADAPTER = When(validation_adapter_path=GIVEN)
 
 
 class Validation(Group, title="Validation"):
@@ -57,6 +59,9 @@ class Validation(Group, title="Validation"):
     validation_guidance_real: Annotated[float | None, Ge(1)] = None
     """Real guidance, on above 1: better images, two passes per step; unset means off, 6.0 for de-distilled models."""
 
+    validation_cfg_batched: Annotated[bool, Expert] = False
+    """Runs both passes of real guidance as one doubled batch: quicker than two, and a fifth more memory."""
+
     validation_no_cfg_until_timestep: Annotated[int, Ge(0), Unit("steps"), Expert] = 2
     """The first n sampling steps run without real guidance: quicker, often better composed; 0 uses it at once."""
 
@@ -69,6 +74,19 @@ class Validation(Group, title="Validation"):
     validation_randomize: Annotated[bool, Expert] = False
     """New noise at every validation: more variety, but steps can no longer be compared one to one."""
 
+    validation_seed_source: Annotated[
+        Literal["cpu", "gpu"],
+        Expert,
+        Meaning({"cpu": "the same noise on every machine", "gpu": "the noise of this kind of GPU"}),
+    ] = "cpu"
+    """Where the start noise is drawn."""
+
+    validation_preview: bool = False
+    """Streams half-made images through a tiny decoder to the web page, webhooks and the event log; a little slower."""
+
+    validation_preview_steps: Annotated[int, Ge(1), Unit("steps"), When(validation_preview=True)] = 1
+    """A preview every n sampling steps, and always the last; 3 or 5 costs less."""
+
     validation_image_format: Annotated[
         Literal["png", "webp", "jpeg"],
         Expert,
@@ -76,5 +94,96 @@ class Validation(Group, title="Validation"):
     ] = "png"
     """File type of the images; the settings of each image are stored in the file."""
 
-    validation_image_quality: Annotated[int, Ge(1), Le(100), Expert] = 90
+    validation_image_quality: Annotated[int, Ge(1), Le(100), Expert, When(validation_image_format=("webp", "jpeg"))] = (
+        90
+    )
     """Quality of webp and jpeg; lower makes smaller files with visible artefacts."""
+
+    validation_multigpu: Annotated[
+        Literal["batch-parallel", "single-gpu"],
+        Expert,
+        Meaning({"batch-parallel": "shares the prompts between the GPUs", "single-gpu": "the others wait"}),
+    ] = "batch-parallel"
+    """Which GPUs make the images."""
+
+    validation_lycoris_strength: Annotated[float, Ge(0), Expert, When(lora_type="lycoris")] = 1.0
+    """Weight of a LyCORIS adapter in validation; 1 shows it as it was trained."""
+
+    ema_validation: Annotated[
+        Literal["comparison", "ema_only", "none"],
+        Expert,
+        When(use_ema=True),
+        Meaning(
+            {
+                "comparison": "images with and without the average",
+                "ema_only": "only with the average",
+                "none": "only with the trained weights",
+            }
+        ),
+    ] = "comparison"
+    """Which weights make the images where a running average is kept; both take twice the time."""
+
+    validation_input: Annotated[dict[str, Any] | list[Any] | str | None, Expert] = None
+    """Input images with their prompts, as an object or a file, for models that edit images."""
+
+    validation_using_datasets: Annotated[bool, Expert] = False
+    """Takes input images from the datasets; kontext does so anyway."""
+
+    validation_stitch_input_location: Annotated[Literal["left", "right"], Expert] = "left"
+    """On which side of the result the input image is shown."""
+
+    validation_adapter_path: Annotated[str | None, Expert] = None
+    """Another adapter that takes part in validation, as a file or a hub name; shows how well the two get along."""
+
+    validation_adapter_name: Annotated[str | None, Expert, WITH_ADAPTER] = None
+    """Label of that adapter in file names and contact sheets."""
+
+    validation_adapter_strength: Annotated[float, Ge(0), Expert, WITH_ADAPTER] = 1.0
+    """Weight of that adapter."""
+
+    validation_adapter_mode: Annotated[
+        Literal["adapter_only", "comparison", "none"],
+        Expert,
+        WITH_ADAPTER,
+        Meaning(
+            {"adapter_only": "images with it", "comparison": "images with and without it", "none": "images without it"}
+        ),
+    ] = "adapter_only"
+    """How that adapter takes part; a comparison takes twice the time."""
+
+    validation_adapter_config: Annotated[dict[str, Any] | list[Any] | str | None, Expert] = None
+    """Several combinations of adapters, as an object or a file, in place of validation_adapter_path."""
+
+
+class Evaluation(Group, title="Evaluation"):
+    evaluation_type: Annotated[
+        Literal["none", "clip"],
+        Meaning({"none": "no score", "clip": "how well the images match their prompts, by CLIP"}),
+    ] = "none"
+    """Score of the validation images; loads another model after each validation."""
+
+    pretrained_evaluation_model_name_or_path: Annotated[str, Expert, When(evaluation_type="clip")] = (
+        "openai/clip-vit-large-patch14-336"
+    )
+    """The model that scores; scores of different models do not compare."""
+
+    eval_steps_interval: Annotated[int | None, Ge(1), Unit("steps")] = None
+    """Loss on the held-out images every n steps; needs a dataset of type eval. Unset means at every validation."""
+
+    eval_epoch_interval: Annotated[float | None, Gt(0), Unit("epochs")] = None
+    """The same every n epochs, which may be a fraction."""
+
+    eval_timesteps: Annotated[int, Ge(1), Expert] = 28
+    """Fixed times at which each held-out image is measured; more is steadier and slower."""
+
+    num_eval_images: Annotated[int, Ge(1)] = 4
+    """Images of each held-out set that are measured; more is steadier and slower."""
+
+    eval_dataset_id: Annotated[list[str] | None, Expert] = None
+    """Which held-out sets are measured, one or a list; unset means all."""
+
+    eval_dataset_pooling: Annotated[bool, Expert] = False
+    """One curve for all held-out sets instead of one for each."""
+
+    eval_loss_disable: Annotated[bool, Expert] = False
+    """Keeps the held-out sets out of training and measures nothing, to save the time."""
