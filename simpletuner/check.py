@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 from simpletuner import config as configuration
 from simpletuner import rules
-from simpletuner.config import Config
+from simpletuner.config import Config, Files
 from simpletuner.data import datasets
 from simpletuner.data.datasets import Datasets
 from simpletuner.data.options import Data
 from simpletuner.errors import Problem, has_errors
+from simpletuner.machine import Machine
 from simpletuner.models import families
 from simpletuner.models.options import Model
 from simpletuner.training import seed
@@ -35,22 +37,25 @@ class Checked:
         return has_errors(self.problems)
 
 
-def check(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Checked:
+def check(
+    source: Files | Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> Checked:
     """Reads and checks everything, and reports all mistakes together."""
-    config, problems = configuration.load(path, overrides, environ)
-    if len(config.groups) < len(configuration.GROUPS):  # a required option is missing: nothing to go on with
+    config, problems = configuration.load(source, overrides, environ)
+    if len(config.groups) < len(configuration.GROUPS):  # a file or a required option is missing: nothing to go on with
         return Checked(config, None, [], problems)
-    problems += rules.check(config)
+    refused = {problem.keys for problem in problems if problem.severity == "error" and problem.keys}
+    problems += [finding for finding in rules.check(config) if finding.keys not in refused]
     found, more = read_datasets(config)
     problems += more
     library, more = read_prompts(config, found)
-    problems += more + rules.check_contents(config, found.images if found else (), library)
+    problems += more + rules.check_contents(config, found.images if found else None, library)
     return Checked(config, found, library, list(dict.fromkeys(problems)))
 
 
 def read_datasets(config: Config) -> tuple[Datasets | None, list[Problem]]:
     data, model = config[Data], config[Model]
-    if not data.data_backend_config.is_file():
+    if not os.path.isfile(data.data_backend_config):
         return None, []  # a rule has said so
     flavour = families()[model.model_family].flavours[model.model_flavour]
     return datasets.load(
@@ -73,6 +78,14 @@ def instance_prompt(config: Config, found: Datasets | None) -> str | None:
     """The run's trigger phrase: the global one, else that of the first dataset that has one."""
     own = [entry.entry.instance_prompt for entry in found.images] if found else []
     return config[Data].instance_prompt or next((text for text in own if text), None)
+
+
+def on_machine(checked: Checked, machine: Machine) -> Checked:
+    """The same with what only those find who would start the run: whether this machine can do it."""
+    if len(checked.config.groups) < len(configuration.GROUPS):
+        return checked
+    found = rules.check_hardware(checked.config, machine)
+    return replace(checked, problems=list(dict.fromkeys([*checked.problems, *found])))
 
 
 def with_seed(checked: Checked) -> Checked:

@@ -1,0 +1,75 @@
+"""Packages that a choice needs, and the line that installs each. Nothing is imported to find out."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+
+from simpletuner.config import Config
+from simpletuner.errors import Problem
+from simpletuner.rules.findings import error
+
+
+@dataclass(frozen=True)
+class Package:
+    module: str
+    install: str
+
+
+def _extra(module: str, name: str) -> Package:
+    return Package(module, f"pip install 'simpletuner[{name}]'")
+
+
+QUANTO, TORCHAO = _extra("optimum.quanto", "quanto"), _extra("torchao", "torchao")
+BITSANDBYTES = _extra("bitsandbytes", "bitsandbytes")
+PRECISIONS = {"*-quanto": QUANTO, "*-torchao": TORCHAO, "*-bnb": BITSANDBYTES}
+
+# option -> pattern of its choices -> package. sageattention has a rule of its own: without it a run goes on.
+NEEDS: Mapping[str, Mapping[str, Package]] = {
+    "base_model_precision": PRECISIONS,
+    "text_encoder_1_precision": PRECISIONS,
+    "text_encoder_2_precision": PRECISIONS,
+    "optimizer": {
+        "bnb-*": BITSANDBYTES,
+        "ao-*": TORCHAO,
+        "optimi-*": _extra("optimi", "optimizers"),
+        "prodigy": _extra("prodigyopt", "optimizers"),
+        "adamw_schedulefree": _extra("schedulefree", "optimizers"),
+        "soap": _extra("pytorch_optimizer", "optimizers"),
+    },
+    "optimizer_cpu_offload_method": {"torchao": TORCHAO},
+    "lora_type": {"lycoris": _extra("lycoris", "lycoris")},
+    "lora_init_type": {"loftq": BITSANDBYTES},
+    "attention_mechanism": {
+        "xformers": Package("xformers", "pip install xformers"),
+        "flash-attn-2": Package("flash_attn", "pip install flash-attn --no-build-isolation"),
+        "flash-attn-3": Package("flash_attn_interface", "build it from the folder hopper of flash-attention's source"),
+    },
+    "report_to": {name: _extra(name, name) for name in ("tensorboard", "wandb", "trackio")},
+    "caption_strategy": {"parquet": _extra("pyarrow", "datasets"), "huggingface": _extra("datasets", "datasets")},
+}
+
+
+def installed(module: str) -> bool:
+    """Whether the module can be found, with its parents."""
+    path, name = None, ""
+    for part in module.split("."):
+        name = f"{name}.{part}".lstrip(".")
+        spec = PathFinder.find_spec(name, path)
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return True
+
+
+def packages_are_installed(config: Config) -> Iterator[Problem]:
+    values = config.values()
+    for key, patterns in NEEDS.items():
+        chosen = values[key] if isinstance(values[key], list) else [values[key]]
+        for word in chosen if config.applies(key) else ():
+            package = next((p for pattern, p in patterns.items() if fnmatch.fnmatchcase(word, pattern)), None)
+            if package and not installed(package.module):
+                message = f"{key}={word} needs {package.module}, which is not installed"
+                yield error(message, key, fix=package.install)

@@ -1,0 +1,81 @@
+"""Number formats: what the base is kept in, what the computation runs in, and what may be trained so."""
+
+from __future__ import annotations
+
+from simpletuner.adapters.kinds import KINDS
+from simpletuner.config import Config
+from simpletuner.errors import Problem
+from simpletuner.memory.options import Memory
+from simpletuner.models.options import Model
+from simpletuner.optim.options import Optimizer
+from simpletuner.rules.findings import error, notice
+from simpletuner.training.options import Speed
+
+BASE = "base_model_precision"
+BF16_ONLY = {"adamw_bf16"}
+FP16_BASE = (BASE, "fp16")  # frozen weights in fp16 do not touch the optimizer
+RUNS_PLAIN = "int8-bnb"  # its kernels cannot be compiled
+NOT_COMPILING = ("auto", "no")
+OURS = "-compute"  # ending of the kinds that only this program can make
+
+
+def trained_weights_are_unquantised(config: Config) -> Problem | None:
+    kind, memory = config[Model].model_type, config[Memory]
+    if memory.quantised and not KINDS[kind].base_stays:
+        message = f"model_type={kind} trains the base itself, and {memory.base_model_precision} cannot be trained"
+        return error(message, "model_type", BASE, fix=f"model_type=lora, or {BASE}=no_change")
+    return None
+
+
+def int8_bnb_runs_plain(config: Config) -> Problem | None:
+    backend = config[Speed].dynamo_backend
+    if config[Memory].base_model_precision == RUNS_PLAIN and backend not in NOT_COMPILING:
+        message = f"dynamo_backend={backend} has no effect: a base in {RUNS_PLAIN} runs uncompiled"
+        return notice(message, BASE, "dynamo_backend", fix=f"{BASE}=int8-quanto compiles")
+    return None
+
+
+def pipeline_can_quantise(config: Config) -> Problem | None:
+    base = config[Memory].base_model_precision
+    if config[Memory].quantize_via == "pipeline" and base.endswith(OURS):
+        message = f"quantize_via=pipeline leaves quantising to diffusers, which cannot make {base}"
+        return error(message, "quantize_via", BASE, fix="quantize_via=auto")
+    return None
+
+
+def base_matches_computation(config: Config) -> Problem | None:
+    if config[Memory].base_model_precision == "fp16" and config[Speed].mixed_precision == "bf16":
+        return notice("the base is kept in fp16 while the computation is in bf16", BASE, "mixed_precision")
+    return None
+
+
+def bf16_optimizer(config: Config) -> Problem | None:
+    optimizer, memory = config[Optimizer].optimizer, config[Memory]
+    dtypes = {
+        "mixed_precision": config[Speed].mixed_precision,
+        BASE: "no_change" if memory.quantised else memory.base_model_precision,  # packed weights are not trained
+        "base_model_default_dtype": memory.base_model_default_dtype,
+    }
+    other = [key for key, dtype in dtypes.items() if dtype not in ("bf16", "no_change") and (key, dtype) != FP16_BASE]
+    if optimizer in BF16_ONLY and other:
+        said = " and ".join(f"{key} is {dtypes[key]}" for key in other)
+        message = f"{optimizer} trains bf16 weights, and {said}"
+        return error(message, "optimizer", *other, fix="optimizer=torch-adamw")
+    return None
+
+
+def updates_are_kept(config: Config) -> Problem | None:
+    """Weights that are trained themselves are fp32, or bf16 with an optimizer that rounds by chance or compensates."""
+    optimizer, computed = config[Optimizer].optimizer, config[Speed].mixed_precision
+    memory = config[Memory]
+    stored = memory.base_dtype(computed)
+    kept = stored == "fp32" or (stored == "bf16" and optimizer in BF16_ONLY)
+    if KINDS[config[Model].model_type].base_stays or memory.quantised or kept:
+        return None
+    message = f"model_type=full would train weights in {stored}, where {optimizer} rounds small updates away"
+    fix = f"{BASE}=fp32, with mixed_precision as it is"
+    if stored == computed == "bf16":
+        fix += ", or optimizer=adamw_bf16 for half the memory"
+    if optimizer in BF16_ONLY:
+        fix = f"{BASE}=bf16"
+    return error(message, "model_type", "optimizer", BASE, "mixed_precision", fix=fix)
