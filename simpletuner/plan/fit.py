@@ -1,0 +1,146 @@
+"""Whether a run fits into this machine's memory, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from simpletuner.config import Config
+from simpletuner.data.options import Data
+from simpletuner.errors import Problem
+from simpletuner.machine import Gpu, Machine
+from simpletuner.plan.memory import Phase, estimate
+from simpletuner.plan.relief import Change, changes
+
+OF_THE_GPU = ("workspace",)  # names in a phase that nothing takes where there is no GPU
+MOST = 3  # alternatives that are told
+GIB = 2**30
+Buckets = Sequence[tuple[int, int]]  # (height, width) in pixels
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A change, all those before it where `together`, and what the run needs then."""
+
+    change: Change
+    peak_bytes: int
+    fits: bool
+    together: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The phases of a run beside the memory that is there; 0 where the system does not say."""
+
+    phases: tuple[Phase, ...]
+    gpu: Gpu | None
+    unknown: str  # a GPU whose memory is not known
+    ram_bytes: int
+    ram_free_bytes: int
+
+    @property
+    def vram(self) -> Phase:
+        """The phase that needs most on the device."""
+        return max(self.phases, key=lambda phase: phase.vram_bytes)
+
+    @property
+    def on_gpu(self) -> bool:
+        return bool(self.gpu or self.unknown)
+
+    @property
+    def ram_needed(self) -> int:
+        return max(self.ram_of(phase) for phase in self.phases)
+
+    def ram_of(self, phase: Phase) -> int:
+        """Without a GPU, what would lie on it lies in RAM, and is not there twice."""
+        if self.on_gpu:
+            return phase.ram_bytes
+        moved = sum(size for name, size in phase.vram.items() if name not in OF_THE_GPU)
+        return moved + phase.ram.get("program", 0)
+
+    @property
+    def needed(self) -> int:
+        """Of the memory that decides: the GPU's, or RAM."""
+        return self.vram.vram_bytes if self.on_gpu else self.ram_needed
+
+    @property
+    def available(self) -> int:
+        """All there is of it, whoever uses it now; 0: not known."""
+        return self.gpu.total_bytes if self.gpu else 0 if self.unknown else self.ram_bytes
+
+    @property
+    def fits(self) -> bool:
+        enough_ram = not self.ram_bytes or self.ram_needed <= self.ram_bytes
+        return enough_ram and (not self.available or self.needed <= self.available)
+
+
+def fit(config: Config, machine: Machine, buckets: Buckets) -> Fit:
+    gpu = machine.gpus[0] if machine.gpus else None
+    return Fit(estimate(config, buckets), gpu, machine.other_gpu, machine.ram_bytes, machine.ram_free_bytes)
+
+
+def remedies(config: Config, machine: Machine, buckets: Buckets, alignment: int) -> list[Remedy]:
+    """Cheapest in quality first: at most three that suffice each, else the fewest that suffice together."""
+
+    def after(changed: Config) -> Fit:
+        ratio = changed[Data].resolution / config[Data].resolution
+        smaller = [(_scaled(height, ratio, alignment), _scaled(width, ratio, alignment)) for height, width in buckets]
+        return fit(changed, machine, buckets if ratio == 1 else smaller)
+
+    alone = []
+    for change in changes(config):
+        then = after(change.applied(config))
+        alone.append(Remedy(change, then.needed, then.fits, together=False))
+    if any(remedy.fits for remedy in alone):
+        return [remedy for remedy in alone if remedy.fits][:MOST]
+    together = _fewest(config, [remedy.change for remedy in alone], after)
+    found, changed = [], config
+    for change in together:
+        changed = change.applied(changed)
+        then = after(changed)
+        found.append(Remedy(change, then.needed, then.fits, together=True))
+    return found
+
+
+def _fewest(config: Config, offered: Sequence[Change], after: Callable[[Config], Fit]) -> list[Change]:
+    """Of the changes, those without which it does not fit; none if all of them are not enough."""
+
+    def suffice(chosen: Sequence[Change]) -> bool:
+        changed = config
+        for change in chosen:
+            changed = change.applied(changed)
+        return after(changed).fits
+
+    chosen = list(offered)
+    if not suffice(chosen):
+        return []
+    for change in reversed(offered):  # what costs most quality is the first to be spared
+        rest = [one for one in chosen if one is not change]
+        chosen = rest if suffice(rest) else chosen
+    return chosen
+
+
+def _scaled(edge: int, ratio: float, alignment: int) -> int:
+    """An edge at another resolution, about: each picture is placed anew."""
+    return max(1, round(edge * ratio / alignment)) * alignment
+
+
+def problems(found: Fit, remedies: Sequence[Remedy]) -> list[Problem]:
+    """An error if it does not fit, a warning if others use the memory that it needs."""
+    if not found.fits:
+        if found.gpu and found.needed > found.available:
+            what = f"{found.gpu.name} has {found.gpu.total_bytes / GIB:.1f} GiB, and {found.vram.name} needs"
+            what += f" about {found.needed / GIB:.1f} GiB"
+        else:
+            what = f"this machine has {found.ram_bytes / GIB:.1f} GiB of RAM, and the run needs"
+            what += f" about {found.ram_needed / GIB:.1f} GiB"
+        fix = " and ".join(str(remedy.change) for remedy in remedies if remedy.together or remedy is remedies[0])
+        return [Problem(what, "hardware", fix=fix or "use a machine with more memory")]
+    if found.gpu and found.needed > found.gpu.free_bytes > 0:
+        used = (found.gpu.total_bytes - found.gpu.free_bytes) / GIB
+        message = f"other programs use {used:.1f} GiB of {found.gpu.name}: what is left is too little"
+        return [Problem(message, "hardware", "warning", fix="close them before you start")]
+    if not found.on_gpu and found.needed > found.ram_free_bytes > 0:
+        message = f"about {found.needed / GIB:.1f} GiB of RAM are needed, and {found.ram_free_bytes / GIB:.1f} are free"
+        return [Problem(message, "hardware", "warning", fix="close other programs before you start")]
+    return []
