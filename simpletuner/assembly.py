@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from simpletuner.adapters import options as adapter_options
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.config import Config
-from simpletuner.data.cache import TensorCache, text_key
+from simpletuner.data.cache import TensorCache
+from simpletuner.data.keys import text_key
 from simpletuner.memory.options import Memory
 from simpletuner.models import FamilyRecord, families
 from simpletuner.models.options import Model, ModelMemory
@@ -24,8 +25,6 @@ from simpletuner.protocols import Adapter
 from simpletuner.training.options import Speed, Training
 from simpletuner.training.precision import DTYPES, Precision
 from simpletuner.types import Size
-from simpletuner.validation.options import Validation
-from simpletuner.validation.shots import Defaults
 
 
 def record(config: Config) -> FamilyRecord:
@@ -57,12 +56,6 @@ def attach_adapter(config: Config, denoiser: nn.Module) -> Adapter:
     adapter: Adapter = kind.load().build(options, record(config).targets, seed=config[Training].seed, dtype=dtype)
     adapter.attach(denoiser)
     return adapter
-
-
-def defaults(options: Validation) -> Defaults:
-    """What samples are made with unless a prompt says otherwise; the options hold the flavour's own values already."""
-    guidance = 3.0 if options.validation_guidance is None else options.validation_guidance
-    return Defaults(options.validation_num_inference_steps or 20, guidance, options.validation_guidance_real or 1.0)
 
 
 def facts(config: Config) -> dict[str, str]:

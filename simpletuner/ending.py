@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simpletuner import assembly, check
+from simpletuner import check
 from simpletuner.tracking.report import FILE as REPORT
 from simpletuner.tracking.words import generate_command
 from simpletuner.validation import sizes
 from simpletuner.validation.options import Validation
+from simpletuner.validation.shots import Defaults
 
 if TYPE_CHECKING:
     from simpletuner.recipe import Run
@@ -38,7 +39,7 @@ def last_lines(run: Run, result: Path) -> str:
 
 def diffusers_lines(run: Run, result: Path, prompt: str) -> list[str]:
     """Python that opens the result in diffusers and makes a picture with the settings of the last validation."""
-    options, (steps, guidance, real) = run.config[Validation], assembly.defaults(run.config[Validation])
+    options, (steps, guidance, real) = run.config[Validation], Defaults.of(run.config[Validation])
     resolution, _ = sizes.parse(options.validation_resolution)
     lines = run.family.opening(None if run.kind.base_stays else result)
     if run.kind.base_stays:

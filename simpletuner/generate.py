@@ -20,8 +20,9 @@ from simpletuner.adapters.lora import Lora
 from simpletuner.adapters.lora_file import LoraFile
 from simpletuner.adapters.weights import Tensors
 from simpletuner.config import Config
-from simpletuner.data.cache import BadItem, TensorCache, text_key
+from simpletuner.data.cache import BadItem, TensorCache
 from simpletuner.data.fill import fill_text, free
+from simpletuner.data.keys import item_path, text_key
 from simpletuner.data.stores.memory import MemoryStore
 from simpletuner.errors import HardwareError, raise_errors
 from simpletuner.events import EventLog
@@ -35,7 +36,7 @@ from simpletuner.validation import media, prompts, shots, sizes
 from simpletuner.validation.options import Validation
 from simpletuner.validation.run import weights_hash
 from simpletuner.validation.sample import ImageMaker
-from simpletuner.validation.shots import Shot
+from simpletuner.validation.shots import Defaults, Shot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,7 +124,7 @@ def _planned(config: Config, wanted: Sequence[Prompt], count: int) -> list[Shot]
     options = config[Validation].model_copy(update={"num_validation_images": count, "validation_randomize": False})
     resolution, problems = sizes.parse(options.validation_resolution)
     raise_errors(problems)
-    return shots.plan(wanted, resolution, options, assembly.defaults(options), seed=config[Training].seed, step=0)
+    return shots.plan(wanted, resolution, options, Defaults.of(options), seed=config[Training].seed, step=0)
 
 
 def _encoded(
@@ -131,14 +132,14 @@ def _encoded(
 ) -> TensorCache:
     """The embeddings of all texts, in memory. What the run has cached is taken from there; nothing is written."""
     options = config[Validation]
-    real = assembly.defaults(options).guidance_real
+    real = Defaults.of(options).guidance_real
     needed = prompts.texts(wanted, options.validation_negative_prompt, real)
     texts = TensorCache(MemoryStore(), family.text_fingerprint(), "text")
     datasets, _ = check.read_datasets(config)  # may have gone since; then all texts are encoded
     if datasets:
         cached = TensorCache.at(datasets.text.cache, texts.encoder, "text")
         for key in {text_key(text, texts.encoder) for text in needed}:
-            if cached.store.exists(cached.path(key)):
+            if cached.store.exists(item_path(key)):
                 try:
                     texts.write(key, cached.read(key))
                 except BadItem:

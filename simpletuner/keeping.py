@@ -12,15 +12,17 @@ import torch
 from safetensors.torch import save_file
 
 import simpletuner
-from simpletuner import check, plan, publishing
+from simpletuner import check, publishing
 from simpletuner.adapters import metadata, options
 from simpletuner.adapters.weights import Tensors
 from simpletuner.data.library import Library
 from simpletuner.data.options import Data
 from simpletuner.errors import DiskError
 from simpletuner.optim.options import Optimizer
+from simpletuner.plan.disk import checkpoint_bytes
 from simpletuner.protocols import Adapter
-from simpletuner.training.checkpoint import Contents, verify
+from simpletuner.training.checkpoint import Contents
+from simpletuner.training.manifest import verify
 from simpletuner.training.options import Speed
 from simpletuner.training.state import load_optimizer, save_optimizer
 
@@ -55,7 +57,11 @@ def contents(run: Run, library: Library, adapter: Adapter, optimizer: torch.opti
         facts=_manifest_facts(run, adapter, datasets),
         result=kind.export,
         check=adapter.check,
-        estimated_bytes=plan.checkpoint_bytes(adapter.parameters(), copies=len({kind.state, kind.export})),
+        estimated_bytes=checkpoint_bytes(
+            sum(p.numel() * p.element_size() for p in adapter.parameters().values()),
+            copies=len({kind.state, kind.export}),
+            optimizer=run.config[Optimizer].optimizer,
+        ),
     )
 
 

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from simpletuner.training.signals import EXIT_CODES
 
+RESOLVED = "config.resolved.json"  # in the output folder: what a run was given
 # A trainer that vanishes by SIGKILL without our doing was most likely killed for want of RAM.
 KILLED = "the system ended the trainer (SIGKILL), most likely for want of RAM"
 
@@ -20,10 +21,13 @@ def command(config: Path, *, json_events: bool = False) -> list[str]:
     return [sys.executable, "-m", "simpletuner.recipe", "--config", str(config), *(["--json"] if json_events else [])]
 
 
-def run(argv: Sequence[str], stop_timeout: float) -> int:
-    """The exit code. Signals to end are passed on; the trainer is killed `stop_timeout` seconds later or at a third."""
+def run(argv: Sequence[str], stop_timeout: float, exports: Mapping[str, str] | None = None) -> int:
+    """The exit code. Signals to end are passed on; the trainer is killed `stop_timeout` seconds later or at a third.
+
+    exports: variables that the child has besides those of this process.
+    """
     # A process group of its own: the terminal's Ctrl-C reaches the trainer once, through us, and not twice.
-    child = subprocess.Popen(list(argv), start_new_session=True)
+    child = subprocess.Popen(list(argv), start_new_session=True, env={**os.environ, **(exports or {})})
     asked: list[int] = []
 
     def forward(number: int, frame: object) -> None:

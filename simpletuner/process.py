@@ -9,16 +9,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simpletuner.check import Checked, check, with_seed
-from simpletuner.config import ENV_PREFIX, EXTRA_ARGS
+from simpletuner.envfile import EXTRA_ARGS
 from simpletuner.errors import Problem, SimpleTunerError, Stopped, raise_errors
 from simpletuner.events import EventLog
+from simpletuner.layers import ENV_PREFIX
 from simpletuner.tracking.console import Console
 from simpletuner.tracking.logfile import LogFile
 from simpletuner.tracking.options import Logging
@@ -42,16 +43,22 @@ def main() -> None:
     sys.exit(run(arguments.config, json_events=arguments.json))
 
 
-def run(path: Path, *, json_events: bool = False) -> int:
-    """Trains the configuration at `path`; returns the exit code."""
+Job = Callable[[Checked, EventLog], str]  # does the work and tells the events of it; the lines that are said last
+
+
+def run(path: Path, *, json_events: bool = False, job: Job | None = None) -> int:
+    """Trains the configuration at `path`, or does another job with it; returns the exit code.
+
+    Only a training is entered into the run's own log of events.
+    """
     # What the environment says is in the resolved file already, under what the command line said.
-    environ = {k: v for k, v in os.environ.items() if k != EXTRA_ARGS and not k.startswith(ENV_PREFIX)}
+    environ = {k: v for k, v in os.environ.items() if k not in EXTRA_ARGS and not k.startswith(ENV_PREFIX)}
     try:
         with _ended_by_signals():
             checked = with_seed(check(path, {}, environ))
             raise_errors(checked.problems)
             with Lock(checked.config[Training].output_dir) as lock:
-                return _run_locked(checked, json_events, lock)
+                return _run_locked(checked, json_events, lock, job)
     except _Ended as ended:
         print(ended, file=sys.stderr)
         return ended.exit_code
@@ -60,10 +67,11 @@ def run(path: Path, *, json_events: bool = False) -> int:
         return error.exit_code
 
 
-def _run_locked(checked: Checked, json_events: bool, lock: Lock) -> int:
+def _run_locked(checked: Checked, json_events: bool, lock: Lock, job: Job | None) -> int:
     output_dir = checked.config[Training].output_dir
-    events = EventLog(output_dir)
-    events.subscribe(ReportFile(output_dir, events))
+    events = EventLog(None if job else output_dir)
+    if not job:
+        events.subscribe(ReportFile(output_dir, events))
     console = Console(sys.stderr, intervals=_intervals(checked))
     events.subscribe(LogFile(checked.config[Logging].logging_dir or output_dir / "logs"))
     events.subscribe(
@@ -71,20 +79,10 @@ def _run_locked(checked: Checked, json_events: bool, lock: Lock) -> int:
     )
     if lock.taken_over:
         events.warn("lock_taken_over", lock.taken_over)
-    started = time.monotonic()
     try:
-        run, result = _train(checked, events)
-        events.emit(
-            "run.finished",
-            step=run.progress.step,
-            result=result.name,
-            seconds=round(time.monotonic() - started, 1),
-            pending_uploads=0,
-        )
+        ending = (job or _train)(checked, events)
         console.close()
-        from simpletuner.ending import last_lines  # needs torch, which has loaded by now
-
-        _say(last_lines(run, result))
+        _say(ending)
         return 0
     except _Ended as ended:
         console.close()
@@ -113,15 +111,25 @@ def _intervals(checked: Checked) -> dict[str, int]:
     return intervals
 
 
-def _train(checked: Checked, events: EventLog) -> tuple[Run, Path]:
-    from simpletuner.recipe import Run  # torch loads here, after the mistakes of the configuration were told
+def new_run(checked: Checked, events: EventLog) -> Run:
+    """The run of a configuration without mistakes, not begun. Torch loads here, after the mistakes were told."""
+    from simpletuner.recipe import Run
     from simpletuner.training.signals import StopRequest
 
     assert checked.datasets is not None
     stop = StopRequest(checked.config[Training].stop_timeout)
-    run = Run(checked.config, checked.datasets, checked.prompts, events, stop)
+    return Run(checked.config, checked.datasets, checked.prompts, events, stop)
+
+
+def _train(checked: Checked, events: EventLog) -> str:
+    started, run = time.monotonic(), new_run(checked, events)
     events.emit("run.started", family=run.record.name, flavour=run.flavour.name, model_type=run.kind.name, world_size=1)
-    return run, run.train()
+    result = run.train()
+    seconds = round(time.monotonic() - started, 1)
+    events.emit("run.finished", step=run.progress.step, result=result.name, seconds=seconds, pending_uploads=0)
+    from simpletuner.ending import last_lines  # needs torch, which has loaded by now
+
+    return last_lines(run, result)
 
 
 class _Ended(BaseException):
@@ -150,7 +158,7 @@ def _ended_by_signals() -> Iterator[None]:
 def _record(error: BaseException, events: EventLog, checked: Checked, problems: list[Problem], exit_code: int) -> None:
     """The traceback goes to a file, the event log knows, and the user reads what to do."""
     folder = checked.config[Logging].logging_dir or checked.config[Training].output_dir / "logs"
-    file = folder / f"traceback-{events.attempt}.txt"
+    file = folder / f"traceback-{events.attempt if events.path else 'caches'}.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(traceback.format_exception(error)), "utf-8")

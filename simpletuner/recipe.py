@@ -12,8 +12,6 @@ if __name__ == "__main__":  # first of all, so that mistakes and signals are met
 
     main()
 
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simpletuner import assembly, check, keeping, plan
+from simpletuner import assembly, keeping, machine
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.config import Config
 from simpletuner.data.cache import TensorCache
@@ -30,7 +28,6 @@ from simpletuner.data.fill import Images, Latents, fill_latents, fill_text, free
 from simpletuner.data.library import Library, open_library
 from simpletuner.data.loader import Loader
 from simpletuner.data.options import Data
-from simpletuner.data.sampling import batches_per_epoch
 from simpletuner.diffusion import options as objective_options
 from simpletuner.diffusion.options import Objective
 from simpletuner.diffusion.times import Times
@@ -43,9 +40,9 @@ from simpletuner.models.options import Model
 from simpletuner.optim import build as optimizers
 from simpletuner.optim import schedules
 from simpletuner.optim.options import Optimizer
+from simpletuner.plan import needs, rates, relief, resume, screen, work
 from simpletuner.protocols import Adapter
 from simpletuner.tracking.metrics import MetricsFile
-from simpletuner.training import drift
 from simpletuner.training.checkpoint import Checkpoints, Contents
 from simpletuner.training.control import Control
 from simpletuner.training.options import Saving, Speed, Training
@@ -53,9 +50,9 @@ from simpletuner.training.precision import Precision, choose_device, prepare
 from simpletuner.training.signals import StopRequest
 from simpletuner.training.trainer import Trainer
 from simpletuner.types import Progress, Prompt
-from simpletuner.validation import prompts as prompt_library
 from simpletuner.validation.options import Validation
 from simpletuner.validation.run import ValidationRun
+from simpletuner.validation.shots import Defaults
 
 
 @dataclass
@@ -134,6 +131,7 @@ class Run:
             if validation:
                 validation.start(self.progress.step)
             trainer.train()
+        self.remember_rates(library)
         return keeping.publish(self, adapter, self.output_dir / f"checkpoint-{self.progress.step}")
 
     def load_family(self) -> Any:
@@ -155,23 +153,16 @@ class Run:
             ranks=1,
             events=self.events,
         )
-        if not self.config[Validation].validation_disable:
-            first = next((item.sample.captions[0] for shelf in library.shelves for item in shelf.items), None)
-            instance = check.instance_prompt(self.config, self.datasets)
-            self.prompts, _ = prompt_library.load(
-                self.config[Validation], instance_prompt=instance, first_caption=first
-            )
+        self.prompts = needs.prompts(self.config, self.datasets, library)
         self.events.stage("init_data_backend", "scan", "done")
         return library
 
     def encode_texts(self, library: Library) -> TensorCache:
         """Every caption and validation prompt, and the empty one; the encoders are loaded only if one is missing."""
         cache = TensorCache.at(self.datasets.text.cache, self.family.text_fingerprint(), "text")
-        real = assembly.defaults(self.config[Validation]).guidance_real
-        wanted = prompt_library.texts(self.prompts, self.config[Validation].validation_negative_prompt, real)
         fill_text(
             cache,
-            dict.fromkeys([*library.captions(), *wanted]),
+            needs.texts(self.config, library, self.prompts),
             lambda: self.family.load_text_encoders(self.device),
             self.family.encode_text,
             batch_size=self.datasets.text.entry.text_encoder_batch_size,
@@ -199,6 +190,14 @@ class Run:
     def attach_adapter(self, denoiser: nn.Module) -> Adapter:
         return assembly.attach_adapter(self.config, denoiser)
 
+    def remember_rates(self, library: Library) -> None:
+        """How fast this was: later plans on this machine tell times by it."""
+        device = "CPU" if self.device.type == "cpu" else machine.look().device_name
+        pictures = needs.pictures(self.config, self.prompts)
+        effort = work.of(self.config, self.record.shapes(self.config[Model]), library, pictures)
+        setting = rates.setting(self.config, device, work.mean_pixels(library))
+        rates.learn(setting, effort, self.output_dir, self.events.attempt)
+
     # ---- resume and results
 
     def find_checkpoint(self, library: Library) -> Path | None:
@@ -208,20 +207,7 @@ class Run:
         folder = finder.find(self.config[Training].resume_from_checkpoint)
         if folder is None:
             return None
-        for shelf in library.shelves:
-            shelf.hash()
-        training = self.config[Training]
-        self.drift = drift.compare(
-            json.loads((folder / "config.resolved.json").read_text("utf-8")),
-            {key: value for key, value in self.config.values().items() if self.config.applies(key)},
-            allow_config_drift=training.allow_config_drift,
-            i_know_what_i_am_doing=training.i_know_what_i_am_doing,
-        )
-        self.drift += drift.compare_datasets(
-            json.loads((folder / "datasets.json").read_text("utf-8")),
-            library.describe(),
-            allow_config_drift=training.allow_config_drift,
-        )
+        self.drift = resume.differences(self.config, library, folder)
         raise_errors(self.drift)
         finder.branch_at(folder)
         return folder
@@ -230,7 +216,7 @@ class Run:
         """The result of a run that is complete already; None if there is something left to do."""
         if resumed is None or (result := keeping.published(self, resumed)) is None:
             return None
-        step = json.loads((resumed / "state/trainer.json").read_text("utf-8"))["step"]
+        step = resume.step_of(resumed)
         if step < self.total_steps(library):
             return None
         self.progress.step = step
@@ -239,11 +225,7 @@ class Run:
         return result
 
     def total_steps(self, library: Library) -> int:
-        training = self.config[Training]
-        if training.max_train_steps:
-            return training.max_train_steps
-        per_epoch = batches_per_epoch(library.pools())
-        return math.ceil(per_epoch * training.num_train_epochs / training.gradient_accumulation_steps)
+        return needs.total_steps(self.config, library)
 
     # ---- training and watching
 
@@ -283,7 +265,7 @@ class Run:
             gradient_precision=settings.gradient_precision,
             cache_clear_interval=self.config[Memory].accelerator_cache_clear_interval,
             control=Control(self.output_dir, self.events),
-            relief=plan.relief(self.config),
+            relief=[str(change) for change in relief.changes(self.config)],
             parent=adapter.disabled,
         )
 
@@ -303,7 +285,7 @@ class Run:
             output_dir=self.output_dir,
             events=self.events,
             seed=self.seed,
-            defaults=assembly.defaults(options),
+            defaults=Defaults.of(options),
             base_id=assembly.base_id(family),
             facts=assembly.facts(self.config),
             stopping=lambda: self.stop.requested,
@@ -315,5 +297,5 @@ class Run:
             self.events.emit("log", problem.severity, message=problem.message, fix=problem.fix)
 
     def show_first_screen(self, library: Library, adapter: Adapter, total_steps: int, resumed: Path | None) -> None:
-        text = plan.first_screen(self.config, self.flavour, library, adapter, total_steps, resumed, self.device)
+        text = screen.first_screen(self.config, self.flavour, library, adapter, total_steps, resumed, self.device)
         self.events.emit("log", "info", message=text)

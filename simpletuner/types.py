@@ -19,6 +19,10 @@ class Size(NamedTuple):
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
 
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
 
 @dataclass(frozen=True)
 class Sample:

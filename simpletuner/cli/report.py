@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
+from simpletuner.cli import flags
 from simpletuner.errors import ConfigError, DiskError
 from simpletuner.tracking.report import FILE, build
 
@@ -20,8 +22,9 @@ def command(run: Path, embed: bool) -> None:
         what = "is no folder of a run" if run.is_dir() else "does not exist"
         raise ConfigError(f"{run} {what}", fix="give the output_dir of a run, such as simpletuner-results/nano")
     try:
-        click.echo(build(run, embed=embed))
+        page = build(run, embed=embed)
     except OSError as error:
         raise DiskError(
             f"{run / FILE}: {error.strerror or error}", fix="free some space, or check permissions"
         ) from error
+    click.echo(json.dumps({"report": str(page)}, ensure_ascii=False) if flags.current().json else page)

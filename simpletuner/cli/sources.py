@@ -5,25 +5,32 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from simpletuner import config
+from simpletuner import finding
 from simpletuner.errors import ConfigError, Problem, raise_errors
 from simpletuner.examples import EXAMPLES, Example
+from simpletuner.finding import Files
+from simpletuner.overrides import command_line
 from simpletuner.registry import did_you_mean
 
 
 @dataclass(frozen=True)
 class Given:
-    path: Path | None
+    files: Files
     overrides: dict[str, Any]
     example: Example | None = None
     by_default: bool = False  # the example runs because nothing else was found
     notices: list[Problem] = field(default_factory=list)  # about the search
+
+    @property
+    def path(self) -> Path | None:
+        """The file that says most, for messages; `files` is what is read."""
+        return self.files.path
 
 
 @dataclass(frozen=True)
@@ -64,26 +71,26 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
 
 def find(asked: Asked) -> Given:
     """Raises ConfigError if something was asked for and is not there."""
-    overrides, problems = config.command_line(asked.words)
+    overrides, problems = command_line(asked.words)
     raise_errors(problems)
     env = asked.env or overrides.pop("env", None)
     example = asked.example or overrides.pop("example", None)
     if example:
         if example not in EXAMPLES:
             raise ConfigError(f'no example "{example}"', fix=did_you_mean(example, EXAMPLES))
-        return _example(EXAMPLES[example], overrides, False)
-    path, notices = config.find(asked.config_path, env, os.environ)
+        return _example(EXAMPLES[example], overrides, False, [])
+    files, notices = finding.find(asked.config_path, env, os.environ)
     raise_errors(notices)
-    if path is None and not overrides:
-        return replace(_example(EXAMPLES["nano"], overrides, True), notices=notices)
-    if path is None and "data_backend_config" not in overrides:
-        raise ConfigError(
-            "no configuration found to apply these options to",
-            where="tried " + ", ".join(config.SEARCHED),
-            fix=config.first_step(),
+    if not files.any and not overrides:
+        return _example(EXAMPLES["nano"], overrides, True, notices)
+    if files.path is None and files.backend != "env" and "data_backend_config" not in overrides:
+        where = "tried " + ", ".join(finding.SEARCHED) if files.backend != "cmd" else "command line"
+        message = (
+            "no configuration found to apply these options to" if overrides else "the command line holds no options"
         )
-    return Given(path, overrides, notices=notices)
+        raise ConfigError([*notices, Problem(message, where=where, fix=finding.first_step())])
+    return Given(files, overrides, notices=notices)
 
 
-def _example(example: Example, overrides: dict[str, Any], by_default: bool) -> Given:
-    return Given(example.folder / "config.json", overrides, example, by_default)
+def _example(example: Example, overrides: dict[str, Any], by_default: bool, notices: list[Problem]) -> Given:
+    return Given(Files(example.folder / "config.json"), overrides, example, by_default, notices)

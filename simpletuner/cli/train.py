@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
 
 import click
 
-from simpletuner import launch
-from simpletuner.check import check, with_seed
-from simpletuner.cli import problems, sources
+from simpletuner import launch, machine
+from simpletuner.check import check, on_machine, with_seed
+from simpletuner.cli import plan, problems, sources
 from simpletuner.config import OPTIONS, command_line
-from simpletuner.errors import HardwareError, Problem
+from simpletuner.errors import HardwareError, Problem, raise_errors
 from simpletuner.models import families
 from simpletuner.surfaces import help_text
 from simpletuner.training.lock import Lock
@@ -20,7 +21,7 @@ from simpletuner.training.options import Training
 
 BUILT_IN = (
     'No configuration in this folder: running the built-in example "nano" (about two minutes, no GPU, no network). '
-    "Your own: config/config.json.example is a start"
+    "Your own: simpletuner configure"
 )
 
 
@@ -54,7 +55,8 @@ def _show_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
   simpletuner train learning_rate=2e-4 --seed 7   any option may be given here
 """,
 )
-@click.option("--resume", metavar="latest|none|NAME|PATH", help="Which checkpoint to go on from; latest by default.")
+@plan.RESUME
+@click.option("--dry-run", "--dry_run", "dry_run", is_flag=True, help="Show the plan and the command; start nothing.")
 @click.option(
     "--help-all",
     is_flag=True,
@@ -64,20 +66,23 @@ def _show_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="This text with all expert options.",
 )
 @sources.shared
-def command(asked: sources.Asked, as_json: bool, resume: str | None) -> None:
+def command(asked: sources.Asked, as_json: bool, resume: str | None, dry_run: bool) -> None:
+    if dry_run:
+        sys.exit(plan.show(asked, as_json, resume, launching=True))
     given = sources.find(asked)
     overrides = given.overrides | ({"resume_from_checkpoint": resume} if resume else {})
     if given.by_default:
         print(BUILT_IN, file=sys.stderr)
-    checked = with_seed(check(given.path, overrides))
-    problems.show([*given.notices, *checked.problems])
-    if code := problems.exit_code(checked.problems):
-        print(problems.summary(checked.problems, code), file=sys.stderr)
-        sys.exit(code)
+    checked = check(given.files, overrides)
+    exports = checked.config.exports
+    checked = with_seed(on_machine(checked, machine.look({**os.environ, **exports})))
+    found = [*given.notices, *checked.problems]
+    raise_errors(found)
+    problems.show(found)
     training = checked.config[Training]
     resolved = _prepare(training.output_dir)
     checked.config.write(resolved)
-    code = launch.run(launch.command(resolved, json_events=as_json), training.stop_timeout)
+    code = launch.run(launch.command(resolved, json_events=as_json), training.stop_timeout, exports)
     if code == -signal.SIGKILL:
         raise HardwareError(launch.KILLED, fix="close other programs, or train on a machine with more RAM")
     sys.exit(code)
@@ -88,4 +93,4 @@ def _prepare(output_dir: Path) -> Path:
     with Lock(output_dir) as lock:  # held by another run: this says by whom
         if lock.taken_over:
             problems.show([Problem(lock.taken_over, severity="warning")])
-    return output_dir / "config.resolved.json"
+    return output_dir / launch.RESOLVED

@@ -12,7 +12,7 @@ import click
 from simpletuner.check import check
 from simpletuner.cli import problems, sources
 from simpletuner.config import OPTIONS, Config
-from simpletuner.errors import ConfigError, Problem
+from simpletuner.errors import Problem
 from simpletuner.surfaces import shown
 
 
@@ -27,22 +27,17 @@ def command(asked: sources.Asked, as_json: bool, show: bool) -> None:
     everything = show and "all" in asked.words
     if everything:
         asked = replace(asked, words=tuple(word for word in asked.words if word != "all"))
-    try:
-        given = sources.find(asked)
-    except ConfigError as error:
-        if as_json:
-            _print_json(error.problems, error.exit_code, [])
-            sys.exit(error.exit_code)
-        raise
-    checked = check(given.path, given.overrides)
+    given = sources.find(asked)
+    checked = check(given.files, given.overrides)
     found = [*given.notices, *checked.problems]
     code = problems.exit_code(found)
     rows = _rows(checked.config, everything) if show else []
     if as_json:
         _print_json(found, code, rows)
         sys.exit(code)
-    for key, value, origin in rows:
-        click.echo(f"{key} = {shown(value)}   ({origin})")
+    for row in rows:
+        written = f", written {row['written']}" if "written" in row else ""
+        click.echo(f"{row['key']} = {shown(row['value'])}   ({row['origin']}{written})")
     problems.show(found)
     if code:
         print(problems.summary(found, code), file=sys.stderr)
@@ -53,13 +48,19 @@ def command(asked: sources.Asked, as_json: bool, show: bool) -> None:
     sys.exit(code)
 
 
-def _rows(config: Config, everything: bool) -> list[tuple[str, Any, str]]:
+def _rows(config: Config, everything: bool) -> list[dict[str, Any]]:
+    """key, value, origin and, if it is another, the name as written of each option that is to be shown."""
     values = config.values()
-    return [(key, values[key], config.origin(key)) for key in OPTIONS if everything or key in config.origins]
+    rows = []
+    for key in OPTIONS:
+        if key in values and (everything or key in config.origins):
+            written = {"written": config.written[key]} if key in config.written else {}
+            rows.append({"key": key, "value": values[key], "origin": config.origin(key), **written})
+    return rows
 
 
-def _print_json(found: list[Problem], code: int, rows: list[tuple[str, Any, str]]) -> None:
+def _print_json(found: list[Problem], code: int, rows: list[dict[str, Any]]) -> None:
     record: dict[str, Any] = {"exit_code": code, "problems": [p.record() for p in found]}
     if rows:
-        record["options"] = [{"key": k, "value": v, "origin": o} for k, v, o in rows]
+        record["options"] = rows
     click.echo(json.dumps(record, ensure_ascii=False, indent=2))

@@ -12,36 +12,17 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from simpletuner.data.keys import CONVENTION, ENCODER_LETTERS, item_path
 from simpletuner.data.stores.local import LocalStore
 from simpletuner.data.stores.memory import MemoryStore
 from simpletuner.errors import DataError
-from simpletuner.types import Placement
+from simpletuner.types import Size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONVENTION = 1  # raised whenever decoding, resampling or layout changes a value
 READ_TRIES = 3
 FORMAT = "1"
-
-
-def key_of(**parts: Any) -> str:
-    """sha256 of the parts as canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def latent_key(digest: str, placement: Placement, encoder: str, mode: str = "sample") -> str:
-    """Key of one image's latent: the file's bytes, the placement, the VAE. No seed, no batch size, no device."""
-    resize, crop, bucket = list(placement.resize), list(placement.crop), list(placement.bucket)
-    return key_of(
-        convention=CONVENTION, digest=digest, resize=resize, crop=crop, bucket=bucket, mode=mode, encoder=encoder
-    )
-
-
-def text_key(caption: str, encoder: str) -> str:
-    """Key of one caption's embeddings; the encoder's fingerprint covers tokenizers, precision and length."""
-    return key_of(convention=CONVENTION, caption=caption, encoder=encoder)
 
 
 class BadItem(DataError):
@@ -59,16 +40,12 @@ class TensorCache:
     @classmethod
     def at(cls, root: Path, encoder: str, kind: str, sync_every: int = 128) -> TensorCache:
         """The cache of one encoder below `root`."""
-        return cls(LocalStore(root / encoder[:12], sync_every), encoder, kind)
-
-    @staticmethod
-    def path(key: str) -> str:
-        return f"{key[:2]}/{key}.safetensors"
+        return cls(LocalStore(root / encoder[:ENCODER_LETTERS], sync_every), encoder, kind)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The distinct keys that are not stored, in their order."""
         stored = {listing.path for listing in self.store.list()}
-        return [key for key in dict.fromkeys(keys) if self.path(key) not in stored]
+        return [key for key in dict.fromkeys(keys) if item_path(key) not in stored]
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> int:
         """Stores an item, whole or not at all; returns its bytes."""
@@ -84,12 +61,12 @@ class TensorCache:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
         data = b"".join((len(text).to_bytes(8, "little"), text, body))
-        self.store.write(self.path(key), data)
+        self.store.write(item_path(key), data)
         return len(data)
 
     def read(self, key: str, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
         """The tensors of an item, checked. BadItem (exit 3) if it is missing or damaged."""
-        path = self.path(key)
+        path = item_path(key)
         data = self._bytes(path)
         problem = self._problem(data, key)
         if not problem:
@@ -103,6 +80,28 @@ class TensorCache:
         raise BadItem(
             f"{self.kind} cache item {path} is damaged: {problem}", fix="start again: only this item is made anew"
         )
+
+    def flaw(self, key: str, num_bytes: int | None = None, picture: Size | None = None) -> str:
+        """What is wrong with a stored item; empty if nothing is. Reads all of it and changes nothing.
+
+        num_bytes: what its tensors have together. picture: the size in pixels, to whose edges a latent's are in
+        proportion.
+        """
+        try:
+            data = self._bytes(item_path(key))
+        except BadItem as error:
+            return error.problems[0].message.partition(f"{key}.safetensors ")[2]
+        if problem := self._problem(data, key):
+            return problem
+        tensors = load(data)
+        found = sum(tensor.nbytes for tensor in tensors.values())
+        if num_bytes is not None and found != num_bytes:
+            return f"it holds {found} bytes in place of {num_bytes}"
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        if picture and any(shape[-2] * picture.width != shape[-1] * picture.height for shape in shapes.values()):
+            return f"it holds {shapes} for a picture of {picture}"
+        bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        return f"{', '.join(bad)} holds numbers that are not finite" if bad else ""
 
     def _bytes(self, path: str) -> bytes:
         for attempt in range(READ_TRIES):

@@ -209,7 +209,7 @@ def _refused_values(item: _Item) -> set[str]:
     for (key, value), reason in {**REFUSED_VALUES, **NOT_YET_VALUES}.items():
         if item.text(key).strip().lower() == value:
             kind = "" if (key, value) in REFUSED_VALUES else "not yet: "
-            item.say(f'{key} "{value}": {kind}{reason}', key)
+            item.say(f'{key} "{value}": {kind}{reason}', key, fix=f"choose another {key}, or disable the dataset")
             refused.add(key)
     return refused
 
@@ -266,7 +266,7 @@ def _image_set(
     names = {**names, "id": entry.id}
     cache = str(entry.cache_dir_vae or "{output_dir}/cache/vae/{family}/{id}")
     root = _folder(str(entry.instance_data_dir))
-    if root.exists() and not root.is_dir():
+    if os.path.exists(root) and not os.path.isdir(root):
         item.say(
             f"instance_data_dir: {root} is a file", "instance_data_dir", fix="name the folder that holds the images"
         )
@@ -276,7 +276,7 @@ def _image_set(
 
 def _folder(text: str) -> Path:
     """The folder that a text means: ~ is the home, config/examples/ the packaged examples, the rest as it is."""
-    return Path(examples.resolve(text)).expanduser()
+    return Path(os.path.expanduser(examples.resolve(text)))
 
 
 def _aspects(item: _Item, entry: ImageEntry) -> tuple[tuple[float, float], ...]:
@@ -405,7 +405,7 @@ def _check_together(
             item.say(
                 f'text_embeds "{image.entry.text_embeds}" is no text cache', "text_embeds", fix=f"use {text.entry.id}"
             )
-    missing = [image for image in images if not image.root.exists()]
+    missing = [image for image in images if not os.path.exists(image.root)]
     if missing:
         message = "instance_data_dir does not exist: " + ", ".join(f"{i.root} ({i.id})" for i in missing)
         fix = "create the folders, or mend the paths; relative ones start at the working directory"

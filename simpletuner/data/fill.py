@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 
 from simpletuner.data.ahead import ahead, threads
-from simpletuner.data.cache import TensorCache, latent_key, text_key
+from simpletuner.data.cache import TensorCache
+from simpletuner.data.keys import HEADER_BYTES, latent_key, text_key
 from simpletuner.data.library import Library, Shelf, placed_as
-from simpletuner.data.pictures import BROKEN_PROFILE, FIRST_FRAME, Rejected, prepare
+from simpletuner.data.pictures import BROKEN_PROFILE, BYTES_PER_PIXEL, FIRST_FRAME, Rejected, prepare
 from simpletuner.data.scan import LeftOut, Placed
 from simpletuner.diffusion import draw
 from simpletuner.errors import DataError, DiskError, HardwareError
 from simpletuner.events import EventLog
 
 DECODE_BYTES = 1 << 30  # images being decoded may hold this much together
-BYTES_PER_PIXEL = 6  # while decoding: the picture, and its resampled copy
 SPARE = 1.1  # of the needed disk space
-HEADER_BYTES = 512  # of a cache item, about
 WRITES_AHEAD = 32
 SECONDS_BETWEEN_REPORTS = 0.5
 Item = TypeVar("Item")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from simpletuner.data.ahead import ahead, threads
@@ -13,6 +14,7 @@ from simpletuner.data.datasets import Datasets, ImageSet
 from simpletuner.data.geometry import enlargement
 from simpletuner.data.index import Index
 from simpletuner.data.options import Data
+from simpletuner.data.pictures import BYTES_PER_PIXEL, Rejected, open_rgb
 from simpletuner.data.sampling import Pool, smallest_repeats
 from simpletuner.data.scan import LeftOut, Placed, Scan, rejected_path, scan, write_rejected
 from simpletuner.data.stores.local import LocalSource
@@ -21,9 +23,7 @@ from simpletuner.events import EventLog
 from simpletuner.protocols import Source
 from simpletuner.types import Placement
 
-MOST_BYTES_HASHED = 1 << 30  # held in memory together while files are hashed
-
-
+MOST_BYTES_READ = 1 << 30  # held in memory together while files are hashed or decoded
 MOST_MARKS = 10_000  # above it a checkpoint would carry megabytes of them
 
 
@@ -57,32 +57,44 @@ class Shelf:
         ids = {bucket: [item.sample.id for item in items] for bucket, items in self.buckets().items()}
         return Pool(self.id, ids, self.batch_size, self.repeats, self.dataset.entry.probability)
 
-    def hash(self) -> int:
-        """Reads every file whose digest is not known yet; returns how many. A file that is gone is left out."""
+    @property
+    def unread_bytes(self) -> int:
+        """How much `hash` would read."""
+        return sum(_bytes_of(item.sample.stamp) for item in self.items if not item.sample.digest)
+
+    def hash(self, decode: bool = False) -> int:
+        """Reads every file whose digest is not known yet; returns how many.
+
+        A file that is gone is left out; with `decode`, one whose pixels are damaged as well.
+        """
         unknown = [item for item in self.items if not item.sample.digest]
 
-        def digest(item: Placed) -> str | OSError:
+        def digest(item: Placed) -> str | Rejected:
             try:
-                return hashlib.sha256(self.source.read(item.sample.path)).hexdigest()
-            except OSError as error:
+                data = self.source.read(item.sample.path)
+                if decode:
+                    open_rgb(data, pixel_limit=self.dataset.pixel_limit)
+                return hashlib.sha256(data).hexdigest()
+            except Rejected as error:
                 return error
+            except OSError as error:
+                return Rejected("unreadable", error.strerror or str(error))
 
         digests: dict[str, str] = {}
-        gone: list[LeftOut] = []
+        unusable: list[LeftOut] = []
         workers = threads(self.dataset.entry.max_workers)
-        num_bytes = {item.sample.path: _bytes_of(item.sample.stamp) for item in unknown}
         for item, found in ahead(
             unknown,
             digest,
             workers=workers,
             limit=4 * workers,
-            cost=lambda item: num_bytes[item.sample.path],
-            most_cost=MOST_BYTES_HASHED,
+            cost=lambda item: _bytes_of(item.sample.stamp) + decode * item.sample.size.area * BYTES_PER_PIXEL,
+            most_cost=MOST_BYTES_READ,
         ):
             if isinstance(found, str):
                 digests[item.sample.path] = found
             else:
-                gone.append(LeftOut(item.sample.path, "unreadable", found.strerror or str(found)))
+                unusable.append(LeftOut(item.sample.path, found.reason, found.detail))
         if digests:
             rows = self.index.rows()
             self.index.put(replace(rows[path], digest=value) for path, value in digests.items())
@@ -90,7 +102,7 @@ class Shelf:
             Placed(replace(item.sample, digest=digests.get(item.sample.path, item.sample.digest)), item.placement)
             for item in self.items
         ]
-        self.leave_out(gone)
+        self.leave_out(unusable)
         return len(unknown)
 
     def leave_out(self, found: Sequence[LeftOut], remember: bool = True) -> None:
@@ -170,7 +182,8 @@ class Library:
     def check(self, events: EventLog) -> None:
         """Raises repeats where that is allowed. DataError names all datasets that are too small for one step."""
         problems = []
-        for shelf in self.shelves:
+        sound = [shelf for shelf in self.shelves if not shelf.scan.problems]  # the others have been told of
+        for shelf in sound:
             need = shelf.batch_size * self.accumulation * self.ranks
             if not shelf.items or len(shelf.items) * (1 + shelf.repeats) >= need:
                 continue
@@ -181,7 +194,7 @@ class Library:
                 events.emit("warning", "notice", code="repeats-raised", message=message, fix="")
             else:
                 problems.append(self._too_small(shelf, need, repeats))
-        for shelf in self.shelves:
+        for shelf in sound:
             if not shelf.items:
                 reasons = ", ".join(f"{reason} {count}" for reason, count in shelf.scan.reasons().items())
                 message = f"dataset {shelf.id}: no image is left: {reasons}"
@@ -211,27 +224,26 @@ class Library:
             shelf.index.close()
 
 
-def open_library(
-    datasets: Datasets,
-    options: Data,
-    *,
-    batch_size: int,
-    accumulation: int,
-    ranks: int,
-    events: EventLog,
-    open_source: Callable[[ImageSet], Source] = lambda dataset: LocalSource(dataset.root),
-) -> Library:
-    """Scans all datasets: headers only. DataError (exit 3) carries the problems of all of them."""
+def index_path(dataset: ImageSet) -> Path:
+    """Of a dataset's index: beside its latents."""
+    return dataset.cache / f"index-{dataset.id}.sqlite"
+
+
+def survey(
+    datasets: Datasets, options: Data, *, batch_size: int, accumulation: int, ranks: int, events: EventLog
+) -> tuple[Library, list[Problem]]:
+    """Scans all datasets: headers only. What stands in the way of training on them comes along, and raises nothing."""
     shelves: list[Shelf] = []
     problems: list[Problem] = []
     for dataset in datasets.images:
-        source, index = open_source(dataset), Index(dataset.cache / f"index-{dataset.id}.sqlite")
+        source, index = LocalSource(dataset.root), Index(index_path(dataset))
         try:
             found = scan(dataset, source, index)
         except DataError as error:
             problems += error.problems
             index.close()
             continue
+        problems += found.problems
         size = dataset.entry.train_batch_size or batch_size
         shelf = Shelf(dataset, source, index, found, size, dataset.entry.repeats)
         shelves.append(shelf)
@@ -241,6 +253,16 @@ def open_library(
         library.check(events)
     except DataError as error:
         problems += error.problems
+    return library, problems
+
+
+def open_library(
+    datasets: Datasets, options: Data, *, batch_size: int, accumulation: int, ranks: int, events: EventLog
+) -> Library:
+    """All datasets, scanned and fit to train on. DataError (exit 3) carries the problems of all of them."""
+    library, problems = survey(
+        datasets, options, batch_size=batch_size, accumulation=accumulation, ranks=ranks, events=events
+    )
     if problems:
         library.close()
         raise DataError(problems)

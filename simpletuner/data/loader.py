@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from simpletuner.data.ahead import ahead, threads
-from simpletuner.data.cache import TensorCache, text_key
+from simpletuner.data.cache import TensorCache
 from simpletuner.data.fill import Latents
+from simpletuner.data.keys import text_key
 from simpletuner.data.library import Library
 from simpletuner.data.options import Data
 from simpletuner.data.sampling import EpochPlan, WideBatch, plan_epoch, rank_slice

@@ -32,6 +32,7 @@ if importlib.util.find_spec("pillow_heif"):
     EXTENSIONS |= {".heic", ".heif"}
     FORMATS.append("HEIF")
 
+BYTES_PER_PIXEL = 6  # while decoding: the picture, and its copy in sRGB or at another size
 FIRST_BYTES, MOST_BYTES = 64 * 1024, 1024 * 1024
 WHOLE_FILE_KINDS = (b"RIFF", b"II*\0", b"MM\0*")  # WebP and TIFF headers point to the end of the file
 
@@ -208,15 +209,22 @@ def decode(data: bytes, notes: list[str] | None = None) -> np.ndarray:
     return np.asarray(open_rgb(data, notes))
 
 
-def prepare(
+def placed(
     data: bytes, placement: Placement, notes: list[str] | None = None, pixel_limit: int | None = None
-) -> Tensor:
-    """The training image: (3, h, w) fp32 in [-1, 1], resampled once and cropped. Raises Rejected."""
-    import torch
-
+) -> Image.Image:
+    """The picture that is trained on: resampled once and cropped, 8-bit sRGB. Raises Rejected."""
     image = open_rgb(data, notes, pixel_limit)
     image = image.resize((placement.resize.width, placement.resize.height), Image.Resampling.LANCZOS)
     top, left = placement.crop
     height, width = placement.bucket
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)))  # (h, w, 3)
+    return image.crop((left, top, left + width, top + height))
+
+
+def prepare(
+    data: bytes, placement: Placement, notes: list[str] | None = None, pixel_limit: int | None = None
+) -> Tensor:
+    """The training image: (3, h, w) fp32 in [-1, 1]. Raises Rejected."""
+    import torch
+
+    pixels = np.asarray(placed(data, placement, notes, pixel_limit))  # (h, w, 3)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 127.5 - 1

@@ -119,10 +119,27 @@ def _draw_dataset(ids: Sequence[str], weights: Mapping[str, float], address: tup
     return ids[-1]  # the sum was rounded
 
 
+class Share(NamedTuple):
+    """What one bucket brings to an epoch."""
+
+    batches: int  # micro-batches, each met by all ranks
+    samples: int
+    doubles: int  # samples that top up its last batch
+
+
+def shares(pool: Pool, ranks: int = 1) -> dict[str, Share]:
+    """By bucket, what a dataset brings to an epoch; known without planning it."""
+    width, found = pool.batch_size * ranks, {}
+    for bucket, ids in pool.buckets.items():
+        samples = len(ids) * (1 + pool.repeats)
+        batches = ceil(samples / width)
+        found[bucket] = Share(batches, samples, batches * width - samples)
+    return found
+
+
 def num_batches(pool: Pool, ranks: int = 1) -> int:
-    """Micro-batches of one dataset in an epoch, known without planning it."""
-    width = pool.batch_size * ranks
-    return sum(ceil(len(ids) * (1 + pool.repeats) / width) for ids in pool.buckets.values())
+    """Micro-batches of one dataset in an epoch."""
+    return sum(share.batches for share in shares(pool, ranks).values())
 
 
 def batches_per_epoch(pools: Sequence[Pool], ranks: int = 1) -> int:

@@ -22,7 +22,7 @@ from simpletuner.data.datasets import ImageSet
 from simpletuner.data.geometry import place
 from simpletuner.data.index import Index, Row
 from simpletuner.data.pictures import EXTENSIONS, MODES, Rejected, read_header
-from simpletuner.errors import DataError
+from simpletuner.errors import Problem
 from simpletuner.protocols import Source
 from simpletuner.types import Placement, Sample, Size
 
@@ -53,6 +53,7 @@ class Scan:
     items: list[Placed] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)  # what must be mended before training
     num_files: int = 0
     headers_read: int = 0
     beyond_subset: int = 0  # usable, but outside max_num_samples
@@ -70,7 +71,7 @@ def is_image(path: str) -> bool:
 
 
 def scan(dataset: ImageSet, source: Source, index: Index) -> Scan:
-    """The samples of one dataset with their placements. DataError if there are none, or if captions are missing."""
+    """The samples of one dataset with their placements, and what is wrong. DataError if it cannot be listed at all."""
     stamps = {listing.path: listing.stamp for listing in source.list()}
     found = Scan(num_files=len(stamps))
     images: list[str] = []
@@ -81,13 +82,14 @@ def scan(dataset: ImageSet, source: Source, index: Index) -> Scan:
         LeftOut(os.fsencode(p).decode("utf-8", "replace"), "unreadable", "name is not UTF-8") for p in unnamed
     ]
     if not images and not unnamed:
-        raise _nothing(dataset, stamps)
+        found.problems.append(_nothing(dataset, stamps))
+        return found
     rows = index.rows()
     index.remove(set(rows) - set(images))
     changed = [path for path in images if path not in rows or rows[path].stamp != stamps[path]]
     found.headers_read = len(changed)
     _read_headers(dataset, source, index, rows, [(path, stamps[path]) for path in changed])
-    unusable = _read_captions(dataset, source, index, rows, images, stamps)
+    unusable = _read_captions(dataset, source, index, rows, images, stamps, found.problems)
     without: list[str] = []
     for path in images:
         if path in unusable:
@@ -95,14 +97,15 @@ def scan(dataset: ImageSet, source: Source, index: Index) -> Scan:
         else:
             _admit(dataset, rows[path], found, without)
     if without and dataset.entry.missing_caption == "error":
-        raise _no_captions(dataset, without)
+        found.problems.append(_no_captions(dataset, without))
     _take_subset(dataset, found)
     _notice(dataset, source, found, images, stamps)
     write_rejected(dataset, found.left_out)
-    if not found.items:
+    if not found.items and not found.problems:
         reasons = ", ".join(f"{reason} {count}" for reason, count in found.reasons().items())
         message = f"dataset {dataset.id}: none of {len(images) + len(unnamed)} images can be used: {reasons}"
-        raise DataError(message, where=dataset.where, fix=f"{rejected_path(dataset)} lists them")
+        fix = f"{rejected_path(dataset)} lists them"
+        found.problems.append(Problem(message, "dataset", where=dataset.where, fix=fix))
     return found
 
 
@@ -141,11 +144,12 @@ def _read_headers(
 
 
 def _read_captions(
-    dataset: ImageSet, source: Source, index: Index, rows: dict[str, Row], images: Iterable[str], stamps: dict[str, str]
-) -> dict[str, str]:
+    dataset: ImageSet, source: Source, index: Index, rows: dict[str, Row], images: Iterable[str],
+    stamps: dict[str, str], problems: list[Problem],
+) -> dict[str, str]:  # fmt: skip
     """Fills in the texts of caption files that are new or changed. Returns images whose file does not decode, and why.
 
-    DataError names files that hold what no caption may hold.
+    A problem names the files that hold what no caption may hold.
     """
     unusable: dict[str, str] = {}
     if dataset.entry.caption_strategy != "textfile" or dataset.entry.only_instance_prompt:
@@ -170,7 +174,9 @@ def _read_captions(
         changed.append(row)
     index.put(changed)
     if wrong:
-        raise DataError(f"dataset {dataset.id}: {len(wrong)} caption files cannot be used", details=wrong[:NAMES_SHOWN])
+        message = f"dataset {dataset.id}: {len(wrong)} caption files cannot be used"
+        details = tuple(wrong[:NAMES_SHOWN])
+        problems.append(Problem(message, "dataset", where=dataset.where, fix="mend or remove them", details=details))
     return unusable
 
 
@@ -223,25 +229,27 @@ def _notice(dataset: ImageSet, source: Source, found: Scan, images: Sequence[str
         found.notices.append(f"dataset {dataset.id}: {len(old)} files of another trainer's cache are not read")
 
 
-def _nothing(dataset: ImageSet, stamps: dict[str, str]) -> DataError:
+def _nothing(dataset: ImageSet, stamps: dict[str, str]) -> Problem:
     endings = Counter(splitext(path)[1].lower() or "no extension" for path in stamps)
     common = ", ".join(ending for ending, _ in endings.most_common(3)) or "it is empty"
     message = f"no images detected in dataset {dataset.id}: {len(stamps)} files under {dataset.root}"
-    return DataError(
+    return Problem(
         f"{message}, none with an accepted extension ({common})",
+        "dataset",
         where=dataset.where,
         fix="accepted: " + " ".join(sorted(EXTENSIONS)),
     )
 
 
-def _no_captions(dataset: ImageSet, paths: list[str]) -> DataError:
+def _no_captions(dataset: ImageSet, paths: list[str]) -> Problem:
     more = len(paths) - NAMES_SHOWN
     shown = paths[:NAMES_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-    return DataError(
+    return Problem(
         f"dataset {dataset.id}: {len(paths)} images have no caption",
+        "dataset",
         where=dataset.where,
         fix='write the captions, or set "missing_caption" to skip, instance_prompt or empty',
-        details=shown,
+        details=tuple(shown),
     )
 
 

@@ -11,6 +11,9 @@ import os
 import re
 from pathlib import Path
 
+# Precisions by the words of the options, as torch prints them: fingerprints hold these.
+PRECISIONS = {"bf16": "torch.bfloat16", "default": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32",
+              "no": "torch.float32"}  # fmt: skip
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git and LFS hashes
 
 
@@ -34,17 +37,25 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest(path: Path) -> str:
-    """A name for the file's content: equal names mean equal bytes."""
+def known(path: Path) -> str | None:
+    """The digest if it need not be computed."""
     real = path.resolve()
     if real.parent.name == "blobs" and BLOB.fullmatch(real.name):
         return real.name
     stat = real.stat()
-    known = _remembered(memory_path()).get(str(real))
-    if known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-        return known[2]
+    entry = _remembered(memory_path()).get(str(real))
+    return entry[2] if entry and entry[:2] == [stat.st_size, stat.st_mtime_ns] else None
+
+
+def digest(path: Path, *, remember: bool = True) -> str:
+    """A name for the file's content: equal names mean equal bytes."""
+    if found := known(path):
+        return found
+    real = path.resolve()
+    stat = real.stat()
     found = _sha256(real)
-    _remember(str(real), [stat.st_size, stat.st_mtime_ns, found])
+    if remember:
+        _remember(str(real), [stat.st_size, stat.st_mtime_ns, found])
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 
 from simpletuner.errors import ConfigError, DiskError, DivergedError, SimpleTunerError
 from simpletuner.events import EventLog
+from simpletuner.training import manifest, upkeep
+from simpletuner.training.manifest import verify
 from simpletuner.training.options import Saving, num_bytes
 
-NAME = re.compile(r"checkpoint-(\d+)")
-SCHEMA = 1
 SPACE = 2.2  # times the last checkpoint: the new one beside the old one, and a tenth
 KEEP_BROKEN_SECONDS = 7 * 24 * 3600
 RETRY_SECONDS = 60.0  # between tries to save after a lack of space, with disk_low_action=continue
@@ -43,45 +42,6 @@ class Contents:
     result: str | None = None
     check: Callable[[Path], list[str]] | None = None
     estimated_bytes: int = 0  # of the first checkpoint
-
-
-def verify(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, by its manifest; empty if every file has its size and hash."""
-    if (folder / "optimizer.bin").exists() or any(folder.glob("*.guard")):
-        return ["it comes from another program and holds pickles, which are never opened"]
-    try:
-        manifest = json.loads((folder / "MANIFEST.json").read_text("utf-8"))
-        schema, files = manifest["schema"], manifest["files"]
-    except FileNotFoundError:
-        return ["MANIFEST.json is missing"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"MANIFEST.json cannot be read: {error}"]
-    if schema != SCHEMA:
-        return [f"MANIFEST.json has schema {schema}, and this version reads {SCHEMA}"]
-    try:
-        return [problem for entry in files if (problem := _verify_file(folder / entry["name"], entry))]
-    except (KeyError, TypeError) as error:
-        return [f"MANIFEST.json is damaged: {error!r}"]
-
-
-def _verify_file(path: Path, entry: Mapping[str, Any]) -> str:
-    if not path.is_file():
-        return f"{entry['name']} is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{entry['name']} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-    return "" if _sha256(path) == entry["sha256"] else f"{entry['name']} is damaged: its hash differs"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def fsync(path: Path) -> None:
@@ -127,9 +87,10 @@ class Checkpoints:
         wait_ended: Callable[[], bool] = lambda: False,
         free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
         sleep: Callable[[float], None] = time.sleep,
+        verified: Callable[[Path], list[str]] = verify,
     ):
         self.output_dir, self.options, self.events, self.contents = output_dir, options, events, contents
-        self.wait_ended, self.free_bytes, self.sleep = wait_ended, free_bytes, sleep
+        self.wait_ended, self.free_bytes, self.sleep, self.verified = wait_ended, free_bytes, sleep, verified
         self.saved_step = -1  # of the newest checkpoint that this process saved or resumed from
         self._retry_at: float | None = None  # a save was skipped for lack of space
         self._warned = False
@@ -155,17 +116,14 @@ class Checkpoints:
         for left in self.output_dir.glob(".deleting-*"):
             shutil.rmtree(left, ignore_errors=True)
         for left in self.output_dir.glob(".broken-*"):
-            if time.time() - left.stat().st_mtime > KEEP_BROKEN_SECONDS:
+            if time.time() - left.stat().st_mtime > KEEP_BROKEN_SECONDS and not upkeep.pinned(left):
                 shutil.rmtree(left, ignore_errors=True)
 
     # ---- find and restore
 
     def steps(self) -> dict[int, Path]:
         """All directories with a checkpoint's name, oldest step first; whether they are valid is another question."""
-        found = {
-            int(m[1]): p for p in self.output_dir.glob("checkpoint-*") if (m := NAME.fullmatch(p.name)) and p.is_dir()
-        }
-        return dict(sorted(found.items()))
+        return manifest.steps(self.output_dir)
 
     def find(self, choice: str) -> Path | None:
         """The checkpoint that `resume_from_checkpoint` means, verified; None for a fresh start.
@@ -181,20 +139,20 @@ class Checkpoints:
         if folder is None:
             known = ", ".join(p.name for p in self.steps().values()) or "there are none"
             raise ConfigError(f"resume_from_checkpoint: {choice} does not exist", fix=f"checkpoints here: {known}")
-        if problems := verify(folder):
+        if problems := self.verified(folder):
             fix = "use resume_from_checkpoint=latest for the newest valid one"
             raise DiskError(f"{folder} is damaged", fix=fix, details=problems)
         return folder
 
     def branch_at(self, folder: Path) -> None:
         """Moves later checkpoints aside as the run goes on from `folder`, or `latest` would find them again."""
-        if folder.parent == self.output_dir and (match := NAME.fullmatch(folder.name)):
+        if folder.parent == self.output_dir and (match := manifest.NAME.fullmatch(folder.name)):
             self._move_earlier(int(match[1]), f"going back to {folder.name}")
 
     def _latest(self) -> Path | None:
         damaged: list[str] = []
         for folder in reversed(self.steps().values()):
-            problems = verify(folder)
+            problems = self.verified(folder)
             if not problems:
                 return folder
             damaged.append(f"{folder.name}: {problems[0]}")
@@ -266,7 +224,7 @@ class Checkpoints:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             return None
         self.saved_step, self._retry_at, self._warned = step, None, False
-        size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
+        size = manifest.num_bytes(target)
         seconds = round(time.monotonic() - started, 3)
         self.events.emit(
             "checkpoint.saved",
@@ -281,7 +239,7 @@ class Checkpoints:
             path = f"{target.name}/{self.contents.result}"
             self.events.emit("export.failed", "error", path=path, checks=wrong)
             raise _failed_check(path, wrong, "the training state is safe")
-        self._rotate(step)
+        self._rotate(target)
         return target
 
     def _write(self, folder: Path, step: int, reason: str, state: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -311,20 +269,20 @@ class Checkpoints:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             fsync(path)
             name = path.relative_to(folder).as_posix()
-            files.append({"name": name, "bytes": path.stat().st_size, "sha256": _sha256(path)})
+            files.append({"name": name, "bytes": path.stat().st_size, "sha256": manifest.sha256(path)})
         identity = {
-            "schema": SCHEMA,
+            "schema": manifest.SCHEMA,
             "run": self.events.run,
             "attempt": self.events.attempt,
             "step": step,
             "reason": reason,
         }
-        manifest = folder / "MANIFEST.json"
-        manifest.write_text(json.dumps(identity | dict(self.contents.facts) | {"files": files}, indent=1), "utf-8")
-        fsync(manifest)
+        listing = folder / manifest.FILE
+        listing.write_text(json.dumps(identity | dict(self.contents.facts) | {"files": files}, indent=1), "utf-8")
+        fsync(listing)
         for inner in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
             fsync(inner)
-        return wrong, _sha256(manifest)
+        return wrong, manifest.sha256(listing)
 
     def _failed(self, target: Path, reason: str, message: str, **numbers: int) -> None:
         self.events.emit("checkpoint.failed", "error", path=target.name, reason=f"{reason}: {message}", **numbers)
@@ -339,8 +297,7 @@ class Checkpoints:
 
     def _last_bytes(self) -> int:
         newest = next(reversed(self.steps().values()), None)
-        sizes = [p.stat().st_size for p in newest.rglob("*") if p.is_file()] if newest else []
-        return sum(sizes) or self.contents.estimated_bytes
+        return (manifest.num_bytes(newest) if newest else 0) or self.contents.estimated_bytes
 
     def _has_space(self, target: Path, reason: str, needed: bool) -> bool:
         """True once there is room for a save; False to skip it. Waits for the final save, or if the options say so."""
@@ -364,18 +321,13 @@ class Checkpoints:
             self.sleep(LOOK_SECONDS)
         return True
 
-    def _rotate(self, newest: int) -> None:
-        limit, every = self.options.checkpoints_total_limit, self.options.checkpoints_keep_every
-        if not limit:
-            return
-        counted = [(step, path) for step, path in self.steps().items() if not (every and step % every == 0)]
-        for step, path in counted[: max(0, len(counted) - limit)]:
-            if step == newest:
+    def _rotate(self, newest: Path) -> None:
+        limit = self.options.checkpoints_total_limit
+        for path in upkeep.surplus(self.steps(), limit, self.options.checkpoints_keep_every):
+            if path == newest:
                 continue
-            doomed = self.output_dir / f".deleting-{path.name}-{uuid.uuid4().hex}"
             try:
-                os.rename(path, doomed)
-                shutil.rmtree(doomed)
+                upkeep.delete(path)
             except OSError as error:
                 self.events.warn("checkpoint_not_deleted", f"{path.name} could not be deleted: {error}")
                 continue

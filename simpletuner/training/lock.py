@@ -7,11 +7,12 @@ import json
 import os
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from simpletuner.errors import ConfigError, DiskError
+from simpletuner.errors import ConfigError, DiskError, Problem
 from simpletuner.events import now
 
 BEAT_SECONDS = 10.0  # between two signs of life of the holder
@@ -102,6 +103,25 @@ class Lock:
 
     def _held(self, holder: dict[str, Any], fix: str) -> ConfigError:
         return ConfigError(f"{self.path.parent} is in use by {_who(holder)}", fix=fix)
+
+
+def held(output_dir: Path) -> Problem | None:
+    """That another process has the directory, without touching its lock; None if nobody alive is known to."""
+    path = output_dir / ".lock"
+    try:
+        with path.open(encoding="utf-8") as file:
+            holder, touched = _read(file), os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return None
+    if not holder:
+        return None
+    if (holder.get("host"), holder.get("boot_id")) == (socket.gethostname(), boot_id()):
+        pid = int(holder.get("pid", 0))
+        alive = process_start(pid) == holder.get("start") != ""
+    else:
+        alive = time.time() - touched < DEAD_SECONDS
+    message = f"{output_dir} is in use by {_who(holder)}"
+    return Problem(message, fix="stop that run, or give another output_dir") if alive else None
 
 
 def _who(holder: dict[str, Any]) -> str:

@@ -9,12 +9,12 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from simpletuner import newfile
 from simpletuner.events import append_line, read_lines
 
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
@@ -63,25 +63,9 @@ def save_new(image: Image.Image, folder: Path, stem: str, settings: Mapping[str,
     aside = folder / f".{uuid.uuid4().hex}.tmp"
     write_whole(aside, data)
     try:
-        for number in itertools.count(1):
-            path = folder / f"{stem}_{number:04d}.png"
-            with suppress(FileExistsError):
-                _place(aside, path)
-                return path
+        return newfile.place_first(aside, (folder / f"{stem}_{number:04d}.png" for number in itertools.count(1)))
     finally:
         aside.unlink(missing_ok=True)
-    raise AssertionError("unreachable")
-
-
-def _place(aside: Path, path: Path) -> None:
-    """Gives a whole file its name. FileExistsError if it is taken: unlike a rename, a link takes nobody's place."""
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        with path.open("xb") as file:
-            file.write(aside.read_bytes())
 
 
 def load(path: Path) -> Image.Image | None:

@@ -16,7 +16,7 @@ from simpletuner.errors import raise_errors
 from simpletuner.events import EventLog
 from simpletuner.protocols import Adapter, Sampler
 from simpletuner.types import Progress, Prompt, Size, remark
-from simpletuner.validation import grid, media, sizes
+from simpletuner.validation import grid, media, sizes, times
 from simpletuner.validation.options import Validation
 from simpletuner.validation.sample import ImageMaker
 from simpletuner.validation.shots import Defaults, Shot, plan
@@ -87,16 +87,7 @@ class ValidationRun:
 
     def due(self, progress: Progress, last: bool = False, epoch_done: bool = False) -> bool:
         """Whether images are made after this step. `epoch_done` says that it was the last one of `progress.epoch`."""
-        options = self.options
-        if options.validation_disable or last:
-            return not options.validation_disable
-        epochs = progress.epoch if epoch_done else progress.epoch - 1
-        if progress.step < options.validate_after_step or epochs < options.validate_after_epoch:
-            return False
-        interval = options.validation_epoch_interval
-        return progress.step % options.validation_step_interval == 0 or bool(
-            epoch_done and interval and epochs % interval == 0
-        )
+        return times.due(self.options, progress, last=last, epoch_done=epoch_done)
 
     def start(self, step: int) -> None:
         """What comes before the first step of this process: images of the base model, and of this step if wanted."""

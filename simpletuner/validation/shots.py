@@ -21,6 +21,12 @@ class Defaults(NamedTuple):
     guidance: float
     guidance_real: float
 
+    @classmethod
+    def of(cls, options: Validation) -> Defaults:
+        """Those of the options, which hold the flavour's own values already."""
+        guidance = 3.0 if options.validation_guidance is None else options.validation_guidance
+        return cls(options.validation_num_inference_steps or 20, guidance, options.validation_guidance_real or 1.0)
+
 
 @dataclass(frozen=True)
 class Shot:

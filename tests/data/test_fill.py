@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from simpletuner.data.cache import TensorCache, text_key
+from simpletuner.data.cache import TensorCache
 from simpletuner.data.fill import Batches, Writer, check_space, fill_text
+from simpletuner.data.keys import text_key
 from simpletuner.errors import DataError, DiskError, HardwareError
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from simpletuner.data.cache import BadItem, TensorCache, latent_key, text_key
+from simpletuner.data.cache import BadItem, TensorCache
+from simpletuner.data.keys import item_path, latent_key, text_key
 from simpletuner.data.stores.memory import MemoryStore
 from simpletuner.types import Placement, Size
 
@@ -81,7 +82,7 @@ def broken(data: bytes, how: str) -> bytes:
 @pytest.mark.parametrize("how", ["bit flipped", "cut", "empty", "header cut", "other item", "huge header"])
 def test_damage_is_found_on_read_and_the_item_is_missing_afterwards(cache, how):
     cache.write(KEY, item())
-    path = cache.path(KEY)
+    path = item_path(KEY)
     cache.store.write(path, broken(cache.store.read(path), how))
     with pytest.raises(BadItem) as found:
         cache.read(KEY)
@@ -106,7 +107,8 @@ def test_a_missing_item_says_so(cache):
 WRITE_FOREVER = """
 import sys, torch
 from pathlib import Path
-from simpletuner.data.cache import TensorCache, text_key
+from simpletuner.data.cache import TensorCache
+from simpletuner.data.keys import text_key
 cache = TensorCache.at(Path(sys.argv[1]), "e" * 64, "text")
 for n in range(100000):
     cache.write(text_key(str(n), "e"), {"x": torch.full((50000,), float(n))})
@@ -132,6 +134,23 @@ def test_a_kill_leaves_whole_items_only(tmp_path: Path):
 
 def test_metadata_is_json_that_other_readers_take(cache):
     cache.write(KEY, item())
-    data = cache.store.read(cache.path(KEY))
+    data = cache.store.read(item_path(KEY))
     length = int.from_bytes(data[:8], "little")
     assert length % 8 == 0 and "t5" in json.loads(data[8 : 8 + length])
+
+
+def test_a_flaw_is_named_and_nothing_is_changed(cache):
+    latent = {"latent": torch.ones(4, 8, 16)}
+    cache.write(KEY, latent)
+    picture = Size(64, 128)
+    assert cache.flaw(KEY) == cache.flaw(KEY, 4 * 8 * 16 * 4, picture) == ""
+    assert "2048 bytes in place of 100" in cache.flaw(KEY, 100)
+    assert "[4, 8, 16]" in cache.flaw(KEY, 2048, Size(128, 64))
+    cache.write(KEY, {"latent": torch.full((2, 2), float("nan"))})
+    assert "not finite" in cache.flaw(KEY)
+    data = cache.store.read(item_path(KEY))
+    cache.store.write(item_path(KEY), data[:-1] + bytes([data[-1] ^ 1]))
+    assert cache.flaw(KEY) == "its checksum differs"
+    assert cache.store.exists(item_path(KEY))
+    cache.store.delete(item_path(KEY))
+    assert cache.flaw(KEY) == "is missing"

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from simpletuner.errors import ConfigError, DiskError, SimpleTunerError
 from simpletuner.events import EventLog, read_lines
-from simpletuner.training.checkpoint import Checkpoints, Contents, verify
+from simpletuner.training.checkpoint import Checkpoints, Contents
+from simpletuner.training.manifest import verify
 from simpletuner.training.options import Saving
 
 STATE = {"step": 0, "epoch": 1, "position": 0, "samples": 0}

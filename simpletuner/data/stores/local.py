@@ -141,14 +141,19 @@ class LocalStore:
 
     def clear_leftovers(self) -> int:
         """Removes what processes that are gone have left half written; returns how many files."""
-        count = 0
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                match = LEFTOVER.search(name)
-                if match and not _alive(int(match[1])):
-                    Path(folder, name).unlink(missing_ok=True)
-                    count += 1
-        return count
+        found = list(abandoned(self.root))
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
+
+
+def abandoned(root: Path) -> Iterator[Path]:
+    """The files below `root` that processes which are gone have left half written."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            match = LEFTOVER.search(name)
+            if match and not _alive(int(match[1])):
+                yield Path(folder, name)
 
 
 def _alive(pid: int) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LARGEST_EDGE = 1024  # pixels, of an image inside the page
 THUMB_EDGE = 128
@@ -44,10 +47,15 @@ class Embedded:
     def _data(self, file: str, edge: int) -> str:
         from PIL import Image
 
-        buffer = io.BytesIO()
         with Image.open(self.folder / file) as image:
-            small = max(image.size) <= THUMB_EDGE  # every pixel of a tiny picture shows
-            shown = image.convert("RGB")
-            shown.thumbnail((edge, edge))
-            shown.save(buffer, "WEBP", quality=QUALITY, lossless=small)
-        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+            return inside(image, edge)
+
+
+def inside(image: Image.Image, edge: int) -> str:
+    """The address that is the picture itself, with edges of at most `edge` pixels."""
+    buffer = io.BytesIO()
+    small = max(image.size) <= THUMB_EDGE  # every pixel of a tiny picture shows
+    shown = image.convert("RGB")
+    shown.thumbnail((edge, edge))
+    shown.save(buffer, "WEBP", quality=QUALITY, lossless=small)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

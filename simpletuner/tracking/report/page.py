@@ -11,12 +11,12 @@ from typing import Any
 
 from simpletuner.events import Event
 from simpletuner.tracking.report.chart import Line, chart, smoothed
+from simpletuner.tracking.report.document import document
 from simpletuner.tracking.report.images import Images
 from simpletuner.tracking.report.record import Run, Subject
 from simpletuner.tracking.words import duration, generate_command, sentence
 from simpletuner.types import remark
 
-HERE = Path(__file__).parent
 TINY = 256  # pixels; up to here every pixel is shown as a square
 LATEST = 200  # events on the page
 STATES = {"finished": "finished", "failed": "failed", "stopped": "stopped", "running": "in progress"}
@@ -27,19 +27,9 @@ def render(run: Run, images: Images) -> str:
     """The whole page."""
     sections = [_head(run), _numbers(run), _use(run), _losses(run), _samples(run, images), _settings(run)]
     sections += [_datasets(run), _events(run)]
-    style, script = ((HERE / name).read_text("utf-8") for name in ("style.css", "script.js"))
-    return "\n".join([
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<meta name="referrer" content="no-referrer">',
-        f"<title>{escape(run.name)}: SimpleTuner</title>",
-        f'<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n<main>',
-        *(section for section in sections if section),
-        f"<footer>SimpleTuner. Made from the files of this run; <code>simpletuner report "
-        f"{escape(shlex.quote(_folder(run)))}</code> "
-        "makes it anew.</footer>",
-        f"</main>\n<script>\n{script}</script>\n</body>\n</html>\n",
-    ])  # fmt: skip
+    command = f"simpletuner report {escape(shlex.quote(_folder(run)))}"
+    footer = f"SimpleTuner. Made from the files of this run; <code>{command}</code> makes it anew."
+    return document(run.name, sections, footer=footer, script=True)
 
 
 # ---- what it was
