@@ -5,7 +5,6 @@ Readers disagree on where a scale is written, so none is left to read: A is mult
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from simpletuner.adapters import spelling
+from simpletuner.adapters.formats import FORMATS
 from simpletuner.adapters.kinds import LORA
-from simpletuner.adapters.metadata import limited, with_paths
+from simpletuner.adapters.metadata import with_paths
 from simpletuner.adapters.names import KEY, PREFIX, names
 from simpletuner.adapters.options import Adapter
 from simpletuner.diffusion import draw
@@ -31,18 +32,10 @@ Pairs = Mapping[str, tuple[Tensor, Tensor]]  # module -> A (r, in), B (out, r)
 
 def write(folder: Path, pairs: Pairs, scale: float, options: Adapter, metadata: Mapping[str, str]) -> Path:
     """Writes the file aside, syncs it and puts it in place. Returns its path."""
-    tensors: dict[str, Tensor] = {}
-    for module, (a, b) in pairs.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = (a.float() * scale).to(a.dtype)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = b
-        if options.lora_format == "comfyui":
-            tensors[f"{PREFIX}{module}.alpha"] = torch.tensor(float(options.lora_rank))
-    head = {"format": "pt"}
-    if options.lora_format == "diffusers":
-        head["lora_adapter_metadata"] = json.dumps(_peft(options.lora_rank, list(pairs)), sort_keys=True)
-    if options.lora_metadata != "none":
-        head |= limited(metadata, options.lora_metadata)
-        head |= hashes(tensors, head)
+    dialect = FORMATS[options.lora_format]
+    folded = {module: ((a.float() * scale).to(a.dtype), b) for module, (a, b) in pairs.items()}
+    tensors, rank = spelling.tensors(folded, dialect)
+    head = spelling.head(tensors, dialect, rank, list(pairs), metadata, options.lora_metadata)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{FILE}.tmp-{os.getpid()}"
     with aside.open("wb") as file:
@@ -50,29 +43,6 @@ def write(folder: Path, pairs: Pairs, scale: float, options: Adapter, metadata: 
         os.fsync(file.fileno())
     os.replace(aside, folder / FILE)
     return folder / FILE
-
-
-def _peft(rank: int, modules: list[str]) -> dict[str, object]:
-    """PEFT's configuration of the folded file, as diffusers reads it."""
-    values = {
-        "r": rank,
-        "lora_alpha": rank,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "target_modules": modules,
-        "use_dora": False,
-        "use_rslora": False,
-        "lora_bias": False,
-    }
-    return {PREFIX + key: value for key, value in values.items()}
-
-
-def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """kohya's two hashes (sd-scripts: library/train_util.py, precalculate_safetensors_hashes), and the model spec's."""
-    data = save(dict(tensors), {key: value for key, value in metadata.items() if key.startswith("ss_")})
-    body = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-    legacy = hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]  # a window of the file, as older tools take it
-    return {"sshs_model_hash": body, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": "0x" + body}
 
 
 def check(path: Path, pairs: Pairs, scale: float) -> list[str]:

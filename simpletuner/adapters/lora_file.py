@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,8 @@ OTHERS = {
     ".processor.": "XLabs' names",
     "lora_magnitude_vector": "DoRA's names",
 }
-PRECISIONS = ("F32", "BF16", "F16")  # as safetensors writes them
+NOT_CONVERTED = ("LyCORIS' names", "DoRA's names")
+PRECISIONS = ("F32", "BF16", "F16")  # as safetensors writes them, widest first
 LARGEST_HEADER = 100 * 2**20  # bytes; safetensors' own limit
 TOLD = 6  # layers named in a message
 
@@ -52,11 +54,7 @@ class LoraFile:
     @cached_property
     def peft(self) -> Mapping[str, Any]:
         """PEFT's configuration without prefix; empty if the file has none."""
-        try:
-            values = json.loads(self.metadata.get("lora_adapter_metadata", "{}"))
-        except ValueError:
-            return {}
-        return {k.removeprefix(PREFIX): v for k, v in values.items()} if isinstance(values, dict) else {}
+        return peft(self.metadata)
 
     def check(self, layers: Mapping[str, tuple[int, ...]], model: str) -> None:
         """ConfigError unless every module of the file is a layer of the model, (out, in), of its shape."""
@@ -85,30 +83,40 @@ class LoraFile:
         for module, (_, rank, _) in self.modules.items():
             a, b = (tensors[f"{PREFIX}{module}.{half}.weight"] for half in ("lora_A", "lora_B"))
             alpha = tensors.get(f"{PREFIX}{module}.alpha")
-            scale = self._scale(module, rank) if alpha is None else float(alpha) / rank
+            scale = peft_scale(self.peft, module, rank) if alpha is None else float(alpha) / rank
             found[f"{module}.lora_A.weight"] = a if scale == 1 else (a.float() * scale).to(a.dtype)
             found[f"{module}.lora_B.weight"] = b
         return found
 
-    def _scale(self, module: str, rank: int) -> float:
-        """alpha / rank by PEFT's configuration; without one alpha is the rank."""
-        alpha = (self.peft.get("alpha_pattern") or {}).get(module, self.peft.get("lora_alpha", rank))
-        return float(alpha) / (math.sqrt(rank) if self.peft.get("use_rslora") else rank)
+
+def peft(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """PEFT's configuration in a file's metadata, without prefix; empty if there is none."""
+    try:
+        values = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return {}
+    return {k.removeprefix(PREFIX): v for k, v in values.items()} if isinstance(values, dict) else {}
+
+
+def peft_scale(configuration: Mapping[str, Any], module: str, rank: int) -> float:
+    """alpha / rank by PEFT's configuration; without one alpha is the rank."""
+    alpha = (configuration.get("alpha_pattern") or {}).get(module, configuration.get("lora_alpha", rank))
+    return float(alpha) / (math.sqrt(rank) if configuration.get("use_rslora") else rank)
 
 
 def read(path: Path) -> LoraFile:
     """ConfigError if there is no such file, or if it is not a LoRA in a layout that is read here."""
-    header = _header(path)
-    metadata = header.pop("__metadata__", {})
+    head = header(path)
+    metadata = head.pop("__metadata__", {})
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     strange = []
-    for key, entry in header.items():
+    for key, entry in head.items():
         if match := KEY.fullmatch(key):
             shapes.setdefault(match[1], {})[match[2]] = tuple(entry["shape"])
         else:
             strange.append(key)
     if strange:
-        raise _strange(path, strange, len(header))
+        raise _strange(path, strange, len(head))
     modules = {}
     for module, parts in shapes.items():
         a, b = parts.get("lora_A.weight", ()), parts.get("lora_B.weight", ())
@@ -116,7 +124,7 @@ def read(path: Path) -> LoraFile:
             found = f"lora_A {list(a) or 'missing'}, lora_B {list(b) or 'missing'}"
             raise ConfigError(f"{path}: {module}: {found}: not the two halves of a LoRA", fix="copy the file again")
         modules[module] = (b[0], a[0], a[1])
-    dtypes = {entry["dtype"] for key, entry in header.items() if not key.endswith(".alpha")}
+    dtypes = {entry["dtype"] for key, entry in head.items() if not key.endswith(".alpha")}
     ranks = {rank for _, rank, _ in modules.values()}
     if len(ranks) > 1 or len(dtypes) > 1 or not dtypes <= {*PRECISIONS}:
         found = f"ranks {', '.join(map(str, sorted(ranks)))} in {', '.join(sorted(dtypes))}"
@@ -125,7 +133,7 @@ def read(path: Path) -> LoraFile:
     return LoraFile(path, modules, metadata, min(dtypes))
 
 
-def _header(path: Path) -> dict[str, Any]:
+def header(path: Path) -> dict[str, Any]:
     """The JSON at the head of a safetensors file: name -> dtype, shape, and __metadata__."""
     if path.suffix.lower() in PICKLES:
         fix = "use the LoRA's .safetensors file"
@@ -133,8 +141,8 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 0 < length <= LARGEST_HEADER else {}
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            head = json.loads(file.read(length)) if 0 < length <= LARGEST_HEADER else {}
+        ends = [entry["data_offsets"][1] for key, entry in head.items() if key != "__metadata__"]
         whole = path.stat().st_size == 8 + length + max(ends)
     except IsADirectoryError as error:
         raise ConfigError(f"{path} is a folder", fix="name the .safetensors file in it, or use --run") from error
@@ -146,13 +154,15 @@ def _header(path: Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise ConfigError(f"{path} is not a whole safetensors file", fix="copy or download it again")
-    return header
+    return head
 
 
 def _strange(path: Path, keys: list[str], count: int) -> ConfigError:
     known = next((whose for key in keys for word, whose in OTHERS.items() if word in key), None)
     if known:
-        fix = "use the file in diffusers' layout; others are not read yet"
+        fix = "use the file in diffusers' layout"
+        if known not in NOT_CONVERTED:
+            fix = f"simpletuner export {shlex.quote(str(path))} --format diffusers writes one that is read"
         return ConfigError(f"{path} has {known}, such as {keys[0]}", fix=fix)
     what = f"{len(keys)} of its {count} keys are not a LoRA's, such as {keys[0]}"
     return ConfigError(f"{path} is not a LoRA: {what}", fix="give a LoRA, such as pytorch_lora_weights.safetensors")

@@ -7,6 +7,7 @@ them; kohya's are BFL's with underscores. Several diffusers layers share one fus
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 PREFIX = "transformer."  # of diffusers' names in a file
@@ -72,3 +73,38 @@ def names(module: str) -> Names | None:
     else:
         return None
     return Names(bfl, "lora_unet_" + bfl.replace(".", "_"), "diffusion_model." + bfl, part)
+
+
+def _inverse(table: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, ...]]:
+    """BFL -> the diffusers layers that it is made of, in the order of its output rows."""
+    found: dict[str, tuple[str, ...]] = {}
+    for own, (bfl, _) in table.items():
+        found[bfl] = (*found.get(bfl, ()), own)
+    return found
+
+
+INNER = {"double": _inverse(DOUBLE), "single": _inverse(SINGLE)}
+OUTER = {bfl: own for own, bfl in OUTSIDE.items()}
+BFL_BLOCK = re.compile(r"(double|single)_blocks\.(\d+)\.(.+)")
+FLAT_BLOCK = re.compile(r"(double|single|single_transformer|transformer)_blocks_(\d+)_(.+)")
+# A name with underscores for dots -> with dots. Underscores that were there before make this a table.
+FLAT = {
+    name.replace(".", "_"): name for name in (*INNER["double"], *INNER["single"], *OUTER, *DOUBLE, *SINGLE, *OUTSIDE)
+}
+
+
+def modules(bfl: str) -> tuple[str, ...]:
+    """The diffusers layers that a layer of the original model is made of, in the order of its rows; () if unknown."""
+    block = BFL_BLOCK.fullmatch(bfl)
+    if not block:
+        return (OUTER[bfl],) if bfl in OUTER else ()
+    home = ("single_" if block[1] == "single" else "") + f"transformer_blocks.{block[2]}."
+    return tuple(home + own for own in INNER[block[1]].get(block[3], ()))
+
+
+def with_dots(flat: str) -> str:
+    """A layer's name, of diffusers or BFL, from the one with underscores for dots; empty if there is none such."""
+    block = FLAT_BLOCK.fullmatch(flat)
+    if not block:
+        return FLAT.get(flat, "")
+    return f"{block[1]}_blocks.{block[2]}.{FLAT[block[3]]}" if block[3] in FLAT else ""

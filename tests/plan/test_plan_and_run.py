@@ -34,11 +34,13 @@ def made(tmp_path_factory):
     home = tmp_path_factory.mktemp("planned")
     pictures = small.paint(home / "pictures")
     config = small.configure(home, tiny_flux.build(home / "flux"), pictures, **CHANGES)
-    before = plan.make(check(config, {}, {}), HERE)
-    there = sorted(path.name for path in (home / "out").rglob("*")) if (home / "out").exists() else []
-    assert there == []  # nothing but the index, and that lies in the cache's folder
-    run = small.train(config)
-    return before, run, plan.make(check(config, {}, {}), HERE), home / "out"
+    with pytest.MonkeyPatch.context() as patch:  # no other run has measured anything
+        patch.setenv("SIMPLETUNER_STATE_DIR", str(home / "state"))
+        before = plan.make(check(config, {}, {}), HERE)
+        there = sorted(path.name for path in (home / "out").rglob("*")) if (home / "out").exists() else []
+        assert there == []  # nothing but the index, and that lies in the cache's folder
+        run = small.train(config)
+        return before, run, plan.make(check(config, {}, {}), HERE), home / "out"
 
 
 def test_steps_and_samples_are_those_that_were_taken(made):
