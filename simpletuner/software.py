@@ -68,7 +68,11 @@ def unmet(distribution: str = "simpletuner") -> list[Unmet]:
     """The requirements of an installed distribution, without its extras, that do not hold here."""
     from packaging.requirements import Requirement
 
-    wanted = [Requirement(text) for text in metadata.requires(distribution) or []]
+    try:
+        texts = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:  # run from a folder, without installing it: nothing says what it wants
+        return []
+    wanted = [Requirement(text) for text in texts]
     wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
     installed = versions(r.name for r in wanted)
     return [

@@ -42,20 +42,23 @@ def time(wanted: Setting, work: Work, cores: int, *, steps: int, images: int, te
     measured, basis = rates.known(wanted)
     bounds = rates.guess(wanted.device, cores)
 
-    def span(operations: float, rate: float | None) -> Span | None:
+    def span(operations: float, rate: float | None, blocks: float = 0.0) -> Span | None:
         if not operations:
             return Span(0, 0)
         if rate:
             return Span(operations / rate, operations / rate)
-        return Span(operations / bounds[1], operations / bounds[0]) if bounds else None
+        if not bounds:
+            return None
+        launches = Span(0, 0) if wanted.device == "CPU" else Span(blocks * rates.BLOCK[0], blocks * rates.BLOCK[1])
+        return Span(max(operations / bounds[1], launches.low), max(operations / bounds[0], launches.high))
 
     encoding = [span(texts * work.text, measured.text), span(latents * work.latent, measured.latent)]
     known = [part for part in encoding if part]
     return Time(
         caches=sum(known, Span(0, 0)) if len(known) == len(encoding) else None,
-        training=span(steps * work.step, measured.step),
-        images=span(images * work.image, measured.image),
-        step=span(work.step, measured.step),
+        training=span(steps * work.step, measured.step, steps * work.step_blocks),
+        images=span(images * work.image, measured.image, images * work.image_blocks),
+        step=span(work.step, measured.step, work.step_blocks),
         basis=_basis(measured, basis, wanted, bounds is not None),
     )
 

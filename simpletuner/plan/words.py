@@ -186,6 +186,9 @@ def _disk(details: Details) -> Iterator[Row]:
 
 def _time(details: Details) -> Iterator[Row]:
     time = details.time
+    if time.total == Span(0, 0):
+        yield "TIME", "none: nothing is left to do"
+        return
     parts = [("caches", time.caches), ("training", time.training), ("images", time.images)]
     told = [f"{name} {_duration(span)}" for name, span in parts if span and span.high]
     step = f" ({_seconds(time.step)}/step)" if time.step and time.step.high else ""

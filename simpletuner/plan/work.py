@@ -28,6 +28,8 @@ class Work:
     image: float  # one validation image, without decoding
     text: float
     latent: float
+    step_blocks: float = 0.0  # passes through a block in one optimizer step: each costs its launches, however small
+    image_blocks: float = 0.0  # in one validation image
 
 
 def of(config: Config, shapes: Shapes, library: Library, shots: Sequence[Shot]) -> Work:
@@ -35,13 +37,17 @@ def of(config: Config, shapes: Shapes, library: Library, shots: Sequence[Shot]) 
     batches = _batches(library)
     count = sum(number for _, number, _ in batches) or 1
     batch = sum(number * size * _passes(config) * forward(shapes, bucket) for bucket, number, size in batches) / count
-    images = [shot.steps * (1 + (shot.guidance_real > 1)) * forward(shapes, shot.size) for shot in shots]
+    passes = [shot.steps * (1 + (shot.guidance_real > 1)) for shot in shots]
+    images = [number * forward(shapes, shot.size) for number, shot in zip(passes, shots, strict=True)]
+    accumulation, blocks = config[Training].gradient_accumulation_steps, sum(stack.count for stack in shapes.stacks)
     pixels = [item.placement.bucket.area for shelf in library.shelves for item in shelf.items]
     return Work(
-        step=batch * config[Training].gradient_accumulation_steps,
+        step=batch * accumulation,
         image=sum(images) / len(images) if images else 0.0,
         text=2.0 * shapes.encoders * shapes.text_tokens,
         latent=ENCODE * shapes.vae / 1e6 * sum(pixels) / len(pixels) if pixels else 0.0,
+        step_blocks=accumulation * _passes(config) * blocks,
+        image_blocks=blocks * sum(passes) / len(passes) if passes else 0.0,
     )
 
 

@@ -314,3 +314,7 @@ def test_a_folder_without_the_model_fails(nano, here):
     (here / "model").mkdir()
     code, found = checks("--offline", "pretrained_model_name_or_path=model")
     assert code == 2 and "transformer" in found["model"]["text"]
+
+
+def test_a_program_that_is_not_installed_wants_nothing():
+    assert software.unmet("no-such-distribution-anywhere") == []

@@ -108,3 +108,11 @@ def test_times_are_counts_of_work_over_rates(tmp_path):
 def test_nothing_known_is_said():
     found = time(replace(HERE, device="AMD GPU"), WORK, 16, steps=10, images=0, texts=1, latents=0)
     assert found.total is None and found.training is None and "nothing is known of AMD GPU" in found.basis
+
+
+def test_a_guess_for_a_gpu_counts_the_launches_of_small_models():
+    wanted = replace(HERE, flavour="nano")
+    small = Work(step=1e9, image=1e9, text=0, latent=0, step_blocks=14, image_blocks=140)
+    guessed = time(wanted, small, 8, steps=10, images=1, texts=0, latents=0)
+    assert guessed.step == Span(14 * rates.BLOCK[0], 14 * rates.BLOCK[1])
+    assert guessed.training == Span(140 * rates.BLOCK[0], 140 * rates.BLOCK[1]) == guessed.images
