@@ -57,12 +57,16 @@ def read_datasets(config: Config) -> tuple[Datasets | None, list[Problem]]:
     data, model = config[Data], config[Model]
     if not os.path.isfile(data.data_backend_config):
         return None, []  # a rule has said so
-    flavour = families()[model.model_family].flavours[model.model_flavour]
+    flavours = families()[model.model_family].flavours
+    if "model_flavour" in config.refused:  # which sizes suit it is not known: those that suit any are right
+        alignment = min(flavour.alignment for flavour in flavours.values())
+    else:
+        alignment = flavours[model.model_flavour].alignment
     return datasets.load(
         data.data_backend_config,
         data,
         family=model.model_family,
-        alignment=flavour.alignment,
+        alignment=alignment,
         output_dir=config[Training].output_dir,
     )
 

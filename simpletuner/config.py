@@ -44,6 +44,7 @@ class Config:
     written: Mapping[str, str] = field(default_factory=dict)  # key -> the former name under which it was given
     veiled: Mapping[str, Any] = field(default_factory=dict)  # key -> the value with its {env:NAME}, which may be secret
     exports: Mapping[str, str] = field(default_factory=dict)  # variables that config.env sets for the trainer
+    refused: frozenset[str] = field(default=frozenset())  # keys whose value cannot be used: the default stands for it
 
     def __getitem__(self, group: type[G]) -> G:
         return self.groups[group.__name__]  # type: ignore[return-value]
@@ -109,15 +110,23 @@ def load(
     merged |= _settled([list(command.items())], problems)
     if beneath.failed or above.failed:
         return Config({}, {}, files.path), problems
-    veiled = _substitute_all(merged, environ, problems)
+    exports = beneath.exports | above.exports
+    veiled = _substitute_all(merged, {**exports, **environ}, problems)
     _name_warmup(merged, problems)
+    refused = _refused(problems)  # before the features to come, whose values are kept
     flavour = layers.of_flavour(merged, problems)
     raw = flavour | merged
     groups, found = schema.parse(GROUPS, raw)
     problems += found
-    config = _labelled(Config(groups, {}, files.path, len(command), veiled=veiled), raw, above.carried, set(command))
-    config = _absolute(_filled(replace(config, exports=beneath.exports | above.exports)))
+    config = Config(groups, {}, files.path, len(command), veiled=veiled, refused=refused | _refused(found))
+    config = _labelled(config, raw, above.carried, set(command))
+    config = _absolute(_filled(replace(config, exports=exports)))
     return config, problems + _to_come(config, flavour)
+
+
+def _refused(problems: list[Problem]) -> frozenset[str]:
+    """The keys that have an error of their own."""
+    return frozenset(p.keys[0] for p in problems if p.severity == "error" and len(p.keys) == 1)
 
 
 def _settled(pairs: list[layers.Pairs], problems: list[Problem]) -> dict[str, Raw]:
@@ -143,9 +152,9 @@ def _substitute(value: Any, environ: Mapping[str, str], where: str, problems: li
     if isinstance(value, str):
         for name in re.findall(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}", value):
             if name not in environ:
-                problems.append(
-                    Problem(f"the environment variable {name} is not set", where=where, fix=f"export {name}=...")
-                )
+                message = f"the environment variable {name} is not set"
+                missing = Problem(message, where=where, fix=f"export {name}=...")
+                problems += [] if missing in problems else [missing]
             value = value.replace(f"{{env:{name}}}", environ.get(name, ""))
         return value
     if isinstance(value, list):

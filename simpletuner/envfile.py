@@ -4,14 +4,17 @@
     file.assignments[0]       Assignment("LEARNING_RATE", "1e-4", "config.env:3:1")
     file.problems             warnings, and an error for each line that is no assignment
 
-Read are K=V, export K=V, K+=V, single and double quotes, $K and ${K:-otherwise}, # comments, and texts over several
-lines. Blanks in an unquoted value are taken as part of it, with a warning: many such files were never given to a shell.
+Read are K=V, export K=V, K+=V, single and double quotes, $K and ${K:-otherwise}, whole-number sums such as
+$((K / 10)), # comments, and texts over several lines. Blanks in an unquoted value are taken as part of it, with a
+warning: many such files were never given to a shell.
 """
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +74,10 @@ ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\+?=")
 EXPORT = re.compile(r"export(?=[ \t])")
 PLAIN = re.compile(r"""[^ \t\r\n"'\\$`;]+""")
 VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?::?-([^}$`\n]*))?\})")
+SUM_VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})")
+SUM = re.compile(r"(?:[-+*/%() \t]|\b(?:0|[1-9][0-9]*|[A-Za-z_][A-Za-z0-9_]*)\b)+")
+WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
+LONGEST_SUM, LARGEST = 200, 2**63 - 1  # characters; what a shell can hold
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class EnvFile:
     name: str
     assignments: list[Assignment] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    failed: bool = False  # it is missing or no text, so that nothing can be said about what it leaves out
 
 
 class _SyntaxError(Exception):
@@ -274,22 +282,94 @@ class _Reader:
     def _variable(self, name: str) -> tuple[str, bool]:
         """The value of $NAME or ${NAME}: of an assignment above, else of the environment."""
         start = self.index
+        if self.text.startswith("$((", start):
+            return self._sum(name)
         match = VARIABLE.match(self.text, start)
         if not match:
             if self.text[start] == "`" or self.text.startswith("$(", start):
-                raise _SyntaxError("commands and sums are not run", start, "write the value itself")
+                raise _SyntaxError("commands are not run", start, "write the value itself")
             if self.text.startswith("${", start):
                 raise _SyntaxError("this kind of ${...} is not read", start, "write the value itself")
             self.index += 1
             return "$", False
         self.index = match.end()
         variable, otherwise = match[1] or match[2], match[3]
-        value = self.found[variable].value if variable in self.found else self.environ.get(variable)
+        value = self._current(variable)
         if otherwise is not None and not value:
             return otherwise, variable == name
         if value is None and variable != name:
             raise _SyntaxError(f"{variable} is not set", start, f"assign {variable} in a line above, or in the shell")
         return value or "", variable == name
+
+    def _current(self, variable: str) -> str | None:
+        return self.found[variable].value if variable in self.found else self.environ.get(variable)
+
+    def _sum(self, name: str) -> tuple[str, bool]:
+        """The value of $((...))."""
+        start = self.index
+        depth, end = 0, start + 1
+        while end < len(self.text):
+            depth += {"(": 1, ")": -1}.get(self.text[end], 0)
+            end += 1
+            if depth == 0:
+                break
+        inner = self.text[start + 3 : end - 2]
+        try:
+            if depth or self.text[end - 2 : end] != "))":
+                raise ValueError("not closed")
+            value = total(inner, self._current)
+        except ValueError:
+            raise _SyntaxError("this kind of $((...)) is not read", start, "write the value itself") from None
+        self.index = end
+        return str(value), name in NAME.findall(inner)
+
+
+def total(text: str, value_of: Callable[[str], str | None]) -> int:
+    """What a shell computes for $((text)). ValueError if that is more than + - * / % of whole numbers and names.
+
+    A name whose value is missing or empty counts 0; $NAME and ${NAME} are replaced by their text, as in a shell.
+    """
+    text = SUM_VARIABLE.sub(lambda match: value_of(match[1] or match[2]) or "", text).strip()
+    # A number that starts with 0 is octal to a shell, and ++ and -- change a variable.
+    if not SUM.fullmatch(text) or len(text) > LONGEST_SUM or "++" in text or "--" in text:
+        raise ValueError(text)
+    try:
+        value = _total(ast.parse(text, mode="eval").body, value_of)
+    except (SyntaxError, ZeroDivisionError) as error:
+        raise ValueError(text) from error
+    if abs(value) > LARGEST:
+        raise ValueError(text)
+    return value
+
+
+def _total(node: ast.expr, value_of: Callable[[str], str | None]) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.Name):
+        value = value_of(node.id) or "0"
+        if not WHOLE.fullmatch(value):
+            raise ValueError(value)
+        return int(value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_total(node.operand, value_of)
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
+        return OPERATIONS[type(node.op)](_total(node.left, value_of), _total(node.right, value_of))
+    raise ValueError(ast.unparse(node))
+
+
+def _divided(one: int, other: int) -> int:
+    """Towards zero, as a shell divides; Python's // goes down."""
+    quotient = abs(one) // abs(other)
+    return quotient if (one < 0) == (other < 0) else -quotient
+
+
+OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: _divided,
+    ast.Mod: lambda one, other: one - _divided(one, other) * other,
+}
 
 
 def parse_text(text: str, name: str, environ: Mapping[str, str]) -> EnvFile:
@@ -298,6 +378,7 @@ def parse_text(text: str, name: str, environ: Mapping[str, str]) -> EnvFile:
     text = text.replace("\r\n", "\n")
     reader = _Reader(text, file, environ)
     if "\0" in text:
+        file.failed = True
         file.problems.append(Problem("a zero byte", where=reader.where(text.index("\0")), fix="save it as a text file"))
     else:
         reader.read()
@@ -308,7 +389,7 @@ def read(path: Path, environ: Mapping[str, str]) -> EnvFile:
     """The file at `path`. If it is missing or not UTF-8, that is among its problems, never an exception."""
     text, problems = reading.read_text(path)
     if any(problem.severity == "error" for problem in problems):
-        return EnvFile(str(path), problems=problems)
+        return EnvFile(str(path), problems=problems, failed=True)
     file = parse_text(text, str(path), environ)
     file.problems[:0] = problems
     return file

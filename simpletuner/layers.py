@@ -9,11 +9,11 @@ from typing import Any
 
 from simpletuner import envfile, finding, naming, reading, tomlfile
 from simpletuner.envfile import EXTRA_ARGS, Assignment
-from simpletuner.errors import Problem, has_errors
+from simpletuner.errors import Problem
 from simpletuner.groups import FORMER, OPTIONS
 from simpletuner.models import families
 from simpletuner.overrides import extra_args
-from simpletuner.registry import nearest
+from simpletuner.registry import nearest, one_slip_apart
 from simpletuner.schema import TRUE, Raw
 
 SETTINGS = {  # variables of the program itself, SIMPLETUNER_<NAME>, that are no options of a run
@@ -58,7 +58,7 @@ def of_file(path: Path, environ: Mapping[str, str]) -> FileLayers:
 
 def _of_env_file(path: Path, environ: Mapping[str, str]) -> FileLayers:
     file = envfile.read(path, environ)
-    found = FileLayers(problems=list(file.problems), failed=has_errors(file.problems))
+    found = FileLayers(problems=list(file.problems), failed=file.failed)
     plain: Pairs = []
     extra: dict[str, Pairs] = {}
     for assignment in file.assignments:
@@ -76,8 +76,10 @@ def _of_env_file(path: Path, environ: Mapping[str, str]) -> FileLayers:
             found.problems.append(too_late)
         elif naming.known(key):
             plain.append((key, Raw(value, where, written=name if name in envfile.NAMES else "")))
-        elif name not in environ:
-            found.exports[name] = value
+        else:
+            found.problems += _mistyped(assignment, key)
+            if name not in environ:
+                found.exports[name] = value
     found.layers = [plain, *(extra[name] for name in reversed(EXTRA_ARGS) if name in extra)]
     return found
 
@@ -94,6 +96,21 @@ def _family(assignment: Assignment) -> tuple[tuple[str, Raw] | None, Problem]:
     if on:
         return None, Problem(f"{name} is for other model families", where=where, fix="remove it")
     return None, Problem(f"{name} is off, and not offered here", severity="notice", where=where)
+
+
+def _mistyped(assignment: Assignment, key: str) -> list[Problem]:
+    """A warning about a name for the trainer that was probably meant as an option."""
+    name, prefixed = assignment.name, assignment.name.startswith(ENV_PREFIX)
+    options = (*OPTIONS, *FORMER)
+    near = nearest(key, (*options, *(bare.lower() for bare in envfile.NAMES)), limit=1)
+    alike = bool(near) and (near[0] == key or one_slip_apart(key, near[0]))
+    if (prefixed and key in SETTINGS) or not (prefixed or alike):
+        return []
+    fix = "simpletuner train --help lists the options"
+    if near:
+        fix = f"did you mean {ENV_PREFIX if prefixed and near[0] in options else ''}{near[0].upper()}?"
+    message = f"{name} is no option and is handed to the trainer"
+    return [Problem(message, severity="warning", where=assignment.where, fix=fix)]
 
 
 def _chooser(assignment: Assignment, path: Path) -> Problem | None:
@@ -125,7 +142,7 @@ def of_environment(environ: Mapping[str, str], backend: str, problems: list[Prob
         if not name.startswith(ENV_PREFIX):
             continue
         key = name[len(ENV_PREFIX) :].lower()
-        if key in every:
+        if key in every or (key not in SETTINGS and naming.known(key)):
             prefixed.append((key, Raw(environ[name], f"env {name}")))
         elif key not in SETTINGS and (near := nearest(key, every, limit=1)):
             fix = f"did you mean {ENV_PREFIX}{near[0].upper()}?"

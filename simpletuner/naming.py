@@ -10,6 +10,7 @@ from simpletuner import retired, schema
 from simpletuner.errors import Problem
 from simpletuner.groups import FORMER, OPTIONS
 from simpletuner.schema import Raw
+from simpletuner.values import unquoted
 
 Layer = Iterable[tuple[str, Raw]]  # canonical keys as they are written in one source; one key may come twice
 
@@ -23,6 +24,7 @@ def settle(layer: Layer, problems: list[Problem]) -> dict[str, Raw]:
     """The layer under present names; findings about every key that is no option, and about one that is given twice."""
     settled: dict[str, Raw] = {}
     for written, raw in layer:
+        raw = replace(raw, value=unquoted(raw.value))
         if schema.is_unset(written, raw.value):
             if not known(written):
                 problems.append(_unknown(written, raw.origin))

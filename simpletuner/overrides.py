@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from simpletuner import reading, schema
+from simpletuner import naming, reading, schema
 from simpletuner.errors import Problem
 from simpletuner.groups import FORMER, OPTIONS
 from simpletuner.schema import Option
@@ -16,6 +16,12 @@ def command_line(words: Sequence[str], where: str = "command line") -> tuple[dic
     """Options from words: key=value, --key value, --key=value, --flag, --no-flag. Text only; `load` converts."""
     values: dict[str, Any] = {}
     problems: list[Problem] = []
+
+    def give(key: str, value: Any) -> None:
+        if key in values:
+            problems.append(_twice(key, values[key], value, where))
+        values[key] = value
+
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -24,16 +30,26 @@ def command_line(words: Sequence[str], where: str = "command line") -> tuple[dic
         if not word.startswith("--") and not equals:
             problems.append(Problem(f'"{word}" is not an option', where=where, fix="write key=value or --key value"))
         elif equals:
-            values[key] = value
+            give(key, value)
         elif key.startswith("no_") and key not in OPTIONS and OPTIONS.get(key[3:]) is not None:
-            values[key[3:]] = False
+            give(key[3:], False)
         elif rest and _is_value(rest[0], OPTIONS.get(FORMER.get(key, key))):
-            values[key] = rest.pop(0)
+            give(key, rest.pop(0))
         elif key in OPTIONS and OPTIONS[key].kind != "bool":
             problems.append(Problem(f"{word} needs a value", where=where, keys=(key,), fix=OPTIONS[key].help))
         else:
-            values[key] = True
+            give(key, True)
     return values, problems
+
+
+def _twice(key: str, first: Any, second: Any, where: str) -> Problem:
+    """The finding about a key that stands twice among the words."""
+    equal = naming.equal(key, first, second) if key in OPTIONS else str(first) == str(second)
+    if equal:
+        message = f"{key} is given twice with equal values"
+        return Problem(message, severity="notice", where=where, fix="keep one", keys=(key,))
+    message = f"{key} is given twice with different values: {schema.shown(first)} and {schema.shown(second)}"
+    return Problem(message, where=where, fix="keep one", keys=(key,))
 
 
 def _is_value(word: str, option: Option | None) -> bool:

@@ -20,6 +20,7 @@ from simpletuner.errors import Problem, Severity
 WORD = re.compile(r"[^\s,\[\]{}:\"/#]+")
 STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
 LITERALS = {"true": True, "false": False, "null": None}
+COMMENT = "comment (JSON has none; it is read all the same)"
 MAX_DEPTH = 100  # deeper nesting is a mistake, and Python's own stack is not endless
 
 
@@ -75,9 +76,11 @@ class Document:
         self.problems.append(Problem(message, severity=severity, where=where, fix="keep one", keys=keys))
 
 
-def pointer(text: str, line: int, column: int) -> tuple[str, str]:
-    """The line of `text` and a caret below the column; of a long line a window."""
+def pointer(text: str, line: int, column: int) -> tuple[str, ...]:
+    """The line of `text` and a caret below the column; of a long line a window, of a blank one nothing."""
     shown = text.split("\n")[line - 1].rstrip("\r") if text else ""
+    if not shown.strip():
+        return ()
     start = max(0, column - 60)  # so that a one-line file of 1 MB does not fill the screen
     return shown[start : start + 100], " " * (column - 1 - start) + "^"
 
@@ -136,10 +139,10 @@ class _Reader:
                 close = text.find("*/", start)
                 if close < 0:
                     raise _SyntaxError("a comment is not closed", start)
-                self.warn("comment", start)
+                self.warn(COMMENT, start)
                 self.index = close + 2
             elif text.startswith("//", start) or text[start] == "#":
-                self.warn("comment", start)
+                self.warn(COMMENT, start)
                 newline = text.find("\n", start)
                 self.index = end if newline < 0 else newline
             else:
@@ -282,8 +285,9 @@ def parse_text(text: str, name: str, names: bool = False) -> Document:
         line, column = reader.place(min(error.index, len(text)))
         details = pointer(text, line, column)
         document.value = None
+        where = f"{name}:{line}:{column}"
         document.problems.append(
-            Problem(f"not valid JSON: {error.message}", where=f"{name}:{line}:{column}", details=details)
+            Problem(f"not valid JSON: {error.message}", where=where, fix="correct it there", details=details)
         )
     return document
 

@@ -265,7 +265,7 @@ class Run:
             gradient_precision=settings.gradient_precision,
             cache_clear_interval=self.config[Memory].accelerator_cache_clear_interval,
             control=Control(self.output_dir, self.events),
-            relief=[str(change) for change in relief.changes(self.config)],
+            relief=[str(change) for change in relief.changes(self.config, self.datasets.images)],
             parent=adapter.disabled,
         )
 

@@ -107,6 +107,7 @@ NO_EFFECT = {
             "override_dataset_config",
             "aspect_bucket_disable_rebuild",
             "text_embed_full_cache",
+            "cache_clear_validation_prompts",
         ],
         KEPT,
     ),
@@ -124,6 +125,8 @@ NO_EFFECT = {
         DECIDED,
     ),
     "validation_torch_compile": "it follows dynamo_backend",
+    "validation_torch_compile_mode": "it follows dynamo_mode",
+    "configs_dir": "SIMPLETUNER_CONFIG_DIR says where",
     "enable_xformers_memory_efficient_attention": "attention_mechanism chooses the kernel",
     "scheduled_sampling_order": "the solver has a fixed order",
     **dict.fromkeys(
@@ -200,6 +203,10 @@ NOT_OFFERED = {
             "qwen_text_encoder_*",
             "data_aesthetic_score",
             "validation_guidance_skip_*",
+            "ltx_*",
+            "sd3_*",
+            "hidream_*",
+            "sana_*",
         ],
         "for other model families",
     ),
@@ -219,6 +226,7 @@ NOT_OFFERED = {
         ["enable_nsfw_check", "nsfw_*", "delete_nsfw_images"],
         "filter the folder beforehand; simpletuner dataset report shows every image",
     ),
+    "non_ema_revision": "use revision",
     "trust_remote_code": "code from model repositories is never run",
     "delete_model_after_load": "downloads are never deleted; use the hub's own cache tool",
     "enable_watermark": "validation images are not marked",
@@ -228,7 +236,20 @@ NOT_OFFERED = {
     "custom_tracker": "use a webhook, or read metrics.jsonl in the run folder",
     "publishing_config": "use post_checkpoint_script to copy files elsewhere",
 }
-ACCEPTED_VALUES = {("peft_lora_mode", "standard"), ("validation_method", "simpletuner-local")}
+# Values that change nothing, and that programs write out: accepted with a notice.
+ACCEPTED_VALUES: dict[str, Any] = {
+    "peft_lora_mode": "standard",
+    "validation_method": "simpletuner-local",
+    "text_encoder_3_precision": "no_change",
+    "text_encoder_4_precision": "no_change",
+    "validation_guidance_skip_scale": 2.8,
+    "validation_guidance_skip_layers_start": 0.01,
+    "validation_guidance_skip_layers_stop": 0.2,
+    "framerate": 25,
+    "musubi_block_swap_device": "cpu",
+    "singlora_ramp_up_steps": 1000,
+    "context_parallel_comm_strategy": "allgather",
+}
 
 # (pattern of keys, pattern of values) -> (reason, what to do instead): values of the original that come in no version.
 SDNQ = ("its kernels are not used here", "use int8-compute, fp8-compute or a quanto kind")
@@ -355,6 +376,16 @@ def is_off(value: Any) -> bool:
     return value in OFF or (isinstance(value, str) and value.strip().lower() in OFF)
 
 
+def _same(value: Any, accepted: str | float) -> bool:
+    """Whether a written value is the accepted one, in any spelling: 25, "25.0"."""
+    if isinstance(accepted, str):
+        return str(value).strip().lower() == accepted
+    try:
+        return float(value) == accepted
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _match(table: Mapping[str, str], key: str) -> str | None:
     return next((text for pattern, text in table.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
@@ -402,8 +433,8 @@ def settle(key: str, value: Any, where: str) -> tuple[bool, Problem | None]:
             return True, Problem(f"{key} has no effect: {FLOW}", severity="notice", where=where, keys=(key,))
         return True, Problem(f"{key}={value} is for other model families", where=where, keys=(key,), fix="remove it")
     if (reason := _match(NOT_OFFERED, key)) is not None:
-        if (key, str(value).strip().lower()) in ACCEPTED_VALUES:
-            message = f"{key} has no effect: there is no other than {value} here"
+        if key in ACCEPTED_VALUES and _same(value, ACCEPTED_VALUES[key]):
+            message = f"{key} has no effect: {value} changes nothing, and no other value is offered"
             return True, Problem(message, severity="notice", where=where, keys=(key,))
         if is_off(value):
             return True, Problem(f"{key} is off, and not offered here", severity="notice", where=where, keys=(key,))

@@ -26,7 +26,7 @@ from simpletuner import reading
 from simpletuner.errors import Problem, has_errors
 from simpletuner.option import GIVEN, Basic, Expert, Former, Level, Lines, Meaning, Option, Raw, Unit, When
 from simpletuner.registry import meant, nearest, one_slip_apart
-from simpletuner.values import FALSE, TRUE, Unusable, convert, is_unset, names_a_file, shown
+from simpletuner.values import FALSE, TRUE, Unusable, convert, is_unset, json_text, names_a_file, shown
 
 __all__ = [
     "Basic",
@@ -184,10 +184,26 @@ def _read(group: type[Group], option: Option, raw: Raw) -> tuple[Any, list[Probl
         found = [replace(p, message=f"{option.key}: {p.message}", keys=(option.key,)) for p in document.problems]
         if document.failed:
             return None, found
-        value, problem = _convert(group, option, Raw(document.value, document.where()))
-        return value, [*found, *([problem] if problem else [])]
+        raw = Raw(document.value, document.where())
+        if option.kind == "list" and not isinstance(document.value, list):
+            message = f"{option.key}: {shown(document.value)} is not a list"
+            return None, [*found, Problem(message, where=raw.origin, keys=(option.key,), fix="write [..., ...]")]
+    else:
+        found = _tolerated(option, raw)
     value, problem = _convert(group, option, raw)
-    return value, [problem] if problem else []
+    return value, [*found, *([problem] if problem else [])]
+
+
+def _tolerated(option: Option, raw: Raw) -> list[Problem]:
+    """The warnings about JSON in the text of a value: comments, a trailing comma."""
+    starts = {"object": ("{", "["), "list": ("[",), "lines": ("[",)}.get(option.kind)
+    if not starts or not isinstance(raw.value, str) or not raw.value.lstrip().startswith(starts):
+        return []
+    return [
+        replace(p, message=f"{option.key}, at {p.where[1:]} of its text: {p.message}", where=raw.origin)
+        for p in json_text(raw.value).problems
+        if p.severity != "error"
+    ]
 
 
 def _convert(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem | None]:
@@ -202,11 +218,14 @@ def _convert(group: type[Group], option: Option, raw: Raw) -> tuple[Any, Problem
         )
     except ValidationError as error:
         reason = error.errors()[0]
-        if reason["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        said = reason["msg"].removeprefix("Value error, ")
+        if reason["type"] not in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+            message = f"{option.key}: {shown(raw.value)}: {said}"
+        elif not option.bounds:  # they are those of an item
+            message = f"{option.key}: {shown(reason['input'])}: {said}"
+        else:
             how = "outside" if option.bounds[:1] in ("(", "[") else "not"
             message = f"{option.key}: {shown(raw.value)} is {how} {option.bounds}"
-        else:
-            message = f"{option.key}: {shown(raw.value)}: {reason['msg']}"
         return None, Problem(message, where=raw.origin, keys=(option.key,), fix=_fix_for(option, raw.value))
 
 

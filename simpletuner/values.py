@@ -7,13 +7,13 @@ import math
 import os
 from typing import Any
 
+from simpletuner import reading
 from simpletuner.option import Option
 
 EMPTY_IS_A_VALUE = {
     "validation_negative_prompt",
     "skip_file_discovery",
     "dynamo_mode",
-    "pretrained_transformer_subfolder",
 }
 NONE_IS_A_VALUE = {"report_to", "resume_from_checkpoint", "pretrained_transformer_subfolder", "evaluation_type"}
 LONGEST_NAME = 255  # bytes that one part of a path may have, on every common file system
@@ -64,14 +64,20 @@ def _to_list(value: Any) -> list[Any]:
     return [value]
 
 
+def json_text(text: str) -> reading.Document:
+    """JSON in the text of a value, read as tolerantly as a file is; the places are those in the text."""
+    return reading.parse_text(text, "", names=True)
+
+
 def _to_object(value: Any, want: type = dict) -> Any:
     if isinstance(value, str) and want is dict and "=" in value and value.strip()[:1] not in "[{":
         return value  # k=v,k=v: its reader takes it apart
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise Unusable(f"{shown(value)} is not JSON: {error}") from None
+        document = json_text(value)
+        if document.failed:
+            wrong = next(problem for problem in document.problems if problem.severity == "error")
+            raise Unusable(f"{shown(value)}: {wrong.message}, at {wrong.where.lstrip(':')}")
+        value = document.value
     if want is dict and not isinstance(value, (dict, list)):
         raise Unusable(f"{shown(value)} is not an object")
     return value
@@ -84,10 +90,14 @@ def _to_path(text: str) -> str:
 
 
 def names_a_file(option: Option, value: Any) -> bool:
-    """Whether the text for an object is a path. The default may name a file that nobody has written."""
-    if option.kind != "object" or not isinstance(value, str) or value == option.default:
+    """Whether the text for an object or a list is a path. The default may name a file that nobody has written."""
+    if not isinstance(value, str) or value == option.default:
         return False
     text = value.strip()
+    if option.kind == "list" and not option.choices:
+        return text[:1] != "[" and text.lower().endswith(".json") and "," not in text
+    if option.kind != "object":
+        return False
     return text[:1] not in ("[", "{") and "=" not in text and text.lower() != "none"
 
 
@@ -106,6 +116,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def unquoted(value: Any) -> Any:
+    """A text without the matching quotes around the whole of it, if there are any; else the value as it is."""
+    if not isinstance(value, str) or len(value) < 2 or value[0] not in "\"'" or value[0] != value[-1]:
+        return value
+    inner = value[1:-1]
+    return value if value[0] in inner else inner
+
+
 def is_unset(key: str, value: Any) -> bool:
     """null always means unset, "" does unless it is a value of its own. What "none" means depends on the option."""
     if isinstance(value, str):
@@ -115,8 +133,7 @@ def is_unset(key: str, value: Any) -> bool:
 
 def convert(option: Option, value: Any) -> Any:
     """`value` as the option's kind, before bounds are checked. Raises Unusable."""
-    if isinstance(value, str) and len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-        value = value[1:-1]
+    value = unquoted(value)
     if (
         option.optional
         and isinstance(value, str)

@@ -348,7 +348,7 @@ def test_examples_are_listed_and_copied_but_never_over_something(nano):
     ]
     nano.write_text("mine")
     done = run("examples", "copy", "nano", "--dest", "config")
-    assert done.returncode == 2 and "exists already" in done.stderr and nano.read_text() == "mine"
+    assert done.returncode == 2 and "exist already" in done.stderr and nano.read_text() == "mine"
     assert "next: simpletuner train --config config/nano" in show("examples", "copy", "nano")
     assert run("validate", "--env", "nano").returncode == 0
 

@@ -82,6 +82,17 @@ def test_only_variables_with_the_prefix_count_and_a_near_miss_is_told():
     assert problem.severity == "warning" and "SIMPLETUNER_LORA_RANK" in problem.fix
 
 
+def test_former_and_retired_names_count_with_the_prefix_too():
+    config, problems = load(None, {}, {"SIMPLETUNER_VALIDATION_STEPS": "7", "SIMPLETUNER_USE_DORA": "true"})
+    assert config.values()["validation_step_interval"] == 7
+    assert config.values()["flux_lora_module_type"] == "dora"
+    assert ("use_dora=true is read as flux_lora_module_type=dora", "env SIMPLETUNER_USE_DORA") in [
+        (p.message, p.where) for p in problems if p.severity == "notice"
+    ]
+    _, (problem,) = load(None, {}, {"SIMPLETUNER_DELETE_UNWANTED_IMAGES": "true"})
+    assert problem.severity == "error" and "is not offered" in problem.message
+
+
 def test_extra_args_are_split_like_a_shell_line():
     text = '--seed=1 \\\n --instance_prompt "a cat, b"\n# --seed=2\n  lora_rank=4 --no-dataloader_prefetch'
     config, problems = load(None, {}, {"TRAINER_EXTRA_ARGS": text})
@@ -97,6 +108,24 @@ def test_variables_in_values():
     assert config[Training].output_dir == Path("/scratch/run")
     (problem,) = problems
     assert "NOPE is not set" in problem.message and problem.where == "config.json:3:3"
+
+
+def test_a_missing_variable_is_told_once_for_a_value():
+    file = write("config.json", validation_prompt="{env:NOPE} and {env:NOPE}", webhook_config=["{env:A}", "{env:A}"])
+    missing = [(p.message, p.where) for p in errors(load(file, {}, {})[1]) if "is not set" in p.message]
+    assert missing == [
+        ("the environment variable NOPE is not set", "config.json:2:3"),
+        ("the environment variable A is not set", "config.json:3:3"),
+    ]
+
+
+def test_values_see_what_config_env_exports_unless_the_shell_has_it():
+    Path("config.env").write_text("SCRATCH=/scratch\n")
+    file = write("config.json", output_dir="{env:SCRATCH}/run")
+    files = Files(file, beneath=Path("config.env"))
+    config, problems = load(files, {}, {})
+    assert errors(problems) == [] and config[Training].output_dir == Path("/scratch/run")
+    assert load(files, {}, {"SCRATCH": "/theirs"})[0][Training].output_dir == Path("/theirs/run")
 
 
 def test_one_key_under_two_names():
@@ -304,7 +333,6 @@ def test_a_configuration_is_frozen():
         (["--instance_prompt", "a=b"], {"instance_prompt": "a=b"}),
         (["instance_prompt=a=b"], {"instance_prompt": "a=b"}),
         (["optimizer_config=a=1,b=2"], {"optimizer_config": "a=1,b=2"}),
-        (["seed=1", "seed=2"], {"seed": "2"}),
         (["--validation_prompt", ""], {"validation_prompt": ""}),
     ],
     ids=" ".join,

@@ -121,9 +121,9 @@ def test_a_value_may_be_empty(text):
     [
         ("A='x\nB=1", "a quote is not closed", "f:1:3"),
         ('\nA="x', "a quote is not closed", "f:2:3"),
-        ("A=$(date +%s)", "commands and sums are not run", "f:1:3"),
-        ('A="`date`"', "commands and sums are not run", "f:1:4"),
-        ("A=$((1 + 1))", "commands and sums are not run", "f:1:3"),
+        ("A=$(date +%s)", "commands are not run", "f:1:3"),
+        ('A="`date`"', "commands are not run", "f:1:4"),
+        ('A="$((2 ** 9))"', "this kind of $((...)) is not read", "f:1:4"),
         ("A=${B%x}", "this kind of ${...} is not read", "f:1:3"),
         ("A=$B", "B is not set", "f:1:3"),
         ("A=(1 2)", "lists of a shell are not read", "f:1:3"),
@@ -147,6 +147,38 @@ def test_all_bad_lines_are_told_and_the_good_ones_are_read():
     assert [p.where for p in file.problems] == ["f:1:3", "f:3:3", "f:5:3"]
     assert [a.name for a in file.assignments] == ["B", "C"]
     assert file.problems[0].details == ("A=$(x)", "  ^")
+
+
+SUMS = """M / 10|$M/10|${M} * 2 + 1|(M+5)%N|((M)-(N))|-M/7|0-M%7|M / N / 2|E + 1|U + 4|M - -3|-7/2|7%-3|-7%3|$L+1
+2*$T|MINUS*2|2+3*4|(2+3)*4|0"""
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash to compare with")
+def test_sums_are_those_of_a_shell():
+    environ = {"M": "3000", "N": "7", "E": "", "L": "12", "T": "1 + 2", "MINUS": "-4"}
+    sums = SUMS.replace("\n", "|").split("|")
+    lines = "\n".join(f"S{i}=$(({text}))" for i, text in enumerate(sums))
+    shell = lines + "\n" + "\n".join(f"echo $S{i}" for i in range(len(sums)))
+    done = subprocess.run(["bash", "-c", shell], env=environ, capture_output=True, text=True, check=True)
+    assert list(values(lines, environ).values()) == done.stdout.split() and len(sums) == 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["M ** 9", "M << 2", "f(1)", "1.5*2", "1 / 0", "1 % 0", "M > 2 ? 1 : 0", "a.b", "010", "Z + 1", "M++", "--M", "1_0",
+     "", "$U / 2", "W * 2", "M = 1", "M if M else 1", "M\n+ 1", "9223372036854775807 + 1", "1)+(2"],
+)  # fmt: skip
+def test_other_sums_are_errors_and_not_guessed(text):
+    file = parse_text(f"A=$(({text}))", "f", {"M": "3", "Z": "010", "W": "word"})
+    assert said(file.problems)[0] == ("this kind of $((...)) is not read", "f:1:3") and not file.assignments
+
+
+def test_a_sum_may_stand_in_a_value_and_go_on_from_its_own_name():
+    assert values('A=1\nA=$((A + 1))\nB="x$((A * 2))y$((3))" # c\nC=$((1)) D=2') == {
+        "A": "2", "B": "x4y3", "C": "1", "D": "2",
+    }  # fmt: skip
+    config, problems = loaded("MAX_NUM_STEPS=3000\nLR_WARMUP_STEPS=$((MAX_NUM_STEPS / 10))\nLR_SCHEDULE=sine")
+    assert said(problems) == [] and config.values()["lr_warmup_steps"] == 300
 
 
 def test_a_name_that_goes_on_from_its_earlier_value_is_not_given_twice():
@@ -276,6 +308,31 @@ def test_other_names_go_to_the_trainer_unless_the_shell_has_them():
     assert "hf-mirror" not in Path("resolved.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LORA_RNAK", "LORA_RANK"),
+        ("MAX_NUM_STEP", "MAX_NUM_STEPS"),
+        ("max_num_steps", "MAX_NUM_STEPS"),
+        ("SIMPLETUNER_LORA_RNAK", "SIMPLETUNER_LORA_RANK"),
+        ("SIMPLETUNER_MAX_NUM_STEPS", "MAX_NUM_STEPS"),
+        ("SIMPLETUNER_QQQQ", ""),
+    ],
+)
+def test_a_mistyped_name_goes_to_the_trainer_with_a_warning(name, meant):
+    config, (problem,) = loaded(f"{name}=4")
+    assert problem.message == f"{name} is no option and is handed to the trainer" and problem.severity == "warning"
+    assert problem.fix == (f"did you mean {meant}?" if meant else "simpletuner train --help lists the options")
+    assert problem.where == "config.env:1:1" and config.exports == {name: "4"}
+
+
+def test_names_of_other_programs_and_settings_of_this_one_are_no_mistakes():
+    names = ("HF_TOKEN", "HF_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NCCL_P2P_DISABLE", "WANDB_PROJECT")
+    names += ("PYTORCH_CUDA_ALLOC_CONF", "BASE_DIR", "DATA_DIR", "PATH", "TMPDIR", "SIMPLETUNER_LOG_LEVEL")
+    config, problems = loaded("".join(f"{name}=1\n" for name in names))
+    assert problems == [] and set(config.exports) == set(names)
+
+
 def test_bare_names_of_the_process_count_only_for_the_backend_env():
     environ = {"OUTPUT_DIR": "/theirs", "TRAINING_SEED": "3", "LORA_ALPHA": "9", "SIMPLETUNER_LORA_RANK": "4"}
     environ |= {"LORA_RANK": "5"}
@@ -293,12 +350,18 @@ def test_cmd_reads_neither_files_nor_variables():
     assert problems == [] and config.given == {"max_train_steps"}
 
 
-def test_a_file_that_cannot_be_read_stops_before_anything_is_guessed():
-    for text in ("SEED=$(x)\n", "SEED='"):
-        config, problems = loaded(text)
-        assert dict(config.groups) == {} and len(said(problems)) == 1
-    Path("config.env").write_bytes(b"A=\xff")
-    assert "UTF-8" in said(load(Path("config.env"), {}, {})[1])[0][0]
+def test_a_bad_line_is_told_beside_the_other_findings():
+    config, problems = loaded("SEED=$(x)\nLORA_RANK=four\nMAX_NUM_STEPS=9\n")
+    assert [where for _, where in said(problems)] == ["config.env:1:6", "config.env:2:1"]
+    assert config.values()["max_train_steps"] == 9
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"A=\xff", "UTF-8"), (b"A=1\0", "zero byte"), (None, "")])
+def test_a_file_that_cannot_be_read_stops_before_anything_is_guessed(content, message):
+    if content is not None:
+        Path("config.env").write_bytes(content)
+    config, problems = load(Path("config.env"), {}, {})
+    assert dict(config.groups) == {} and len(said(problems)) == 1 and message in said(problems)[0][0]
 
 
 # ---- a file as people have it

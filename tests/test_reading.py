@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpletuner.reading import MAX_DEPTH, canonical_key, parse_text, read
+from simpletuner.reading import COMMENT, MAX_DEPTH, canonical_key, parse_text, read
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -37,10 +37,10 @@ def test_tolerated_things_are_warned_about_with_line_and_column():
     assert document.value == {"a": [1, 2], "b": 1}
     assert messages(document) == [
         ("warning", "byte-order mark", "f.json:1:1"),
-        ("warning", "comment", "f.json:2:3"),
+        ("warning", COMMENT, "f.json:2:3"),
         ("warning", "trailing comma", "f.json:3:13"),
-        ("warning", "comment", "f.json:3:17"),
-        ("warning", "comment", "f.json:4:3"),
+        ("warning", COMMENT, "f.json:3:17"),
+        ("warning", COMMENT, "f.json:4:3"),
         ("warning", "trailing comma", "f.json:5:9"),
     ]
 
@@ -73,8 +73,15 @@ def test_anything_else_is_one_error_with_the_line_and_a_caret(text, line, column
     (problem,) = [p for p in document.problems if p.severity == "error"]
     assert document.failed and document.value is None
     assert problem.where == f"f.json:{line}:{column}" and said in problem.message
-    shown, caret = problem.details
-    assert shown == text.split("\n")[line - 1] and caret == " " * (column - 1) + "^"
+    assert problem.fix == "correct it there"
+    shown = text.split("\n")[line - 1]
+    assert problem.details == ((shown, " " * (column - 1) + "^") if shown else ())
+
+
+def test_a_blank_line_is_not_shown():
+    document = parse_text('{"a": 1,\n  \n', "f.json")
+    (problem,) = document.problems
+    assert problem.where == "f.json:3:1" and problem.details == ()
 
 
 def test_a_long_line_is_shown_around_the_fault():

@@ -86,7 +86,8 @@ override_dataset_config aspect_bucket_disable_rebuild text_embed_full_cache aspe
 aspect_bucket_worker_count enable_multiprocessing fsdp_limit_all_gathers fsdp_state_dict_type fsdp_auto_wrap_policy
 fsdp_transformer_layer_cls_to_wrap ema_foreach_disable validation_torch_compile scheduled_sampling_order
 aspect_ratio_bucketing aspect_ratio_bucket_min aspect_ratio_bucket_max repeats ez_model_type seed_for_each_device
-merge_environment_config crop crop_style crop_aspect allow_tf32
+merge_environment_config crop crop_style crop_aspect allow_tf32 validation_torch_compile_mode
+cache_clear_validation_prompts configs_dir
 """
 # Not offered; a star stands for any ending.
 REFUSED = """
@@ -102,6 +103,7 @@ unet_attention_slice pretrained_unet_* pretrained_gemma_* qwen_text_encoder_* da
 validation_guidance_skip_* framerate validation_num_video_frames audio_* vae_enable_temporal_roll
 vae_enable_patch_conv max_grounding_entities pretrained_grounding_* enable_nsfw_check nsfw_* delete_nsfw_images
 trust_remote_code delete_model_after_load enable_watermark validation_external_* custom_tracker publishing_config
+ltx_* sd3_* hidream_* sana_* non_ema_revision
 """
 
 
@@ -149,6 +151,30 @@ def test_a_refused_key_is_an_error_unless_its_value_switches_it_off(key):
     for value in (False, "false", None, "none", "", 0, "0", []):
         known, finding = retired.settle(key, value, "")
         assert known and finding.severity == "notice"
+
+
+INERT = {
+    "peft_lora_mode": "Standard",
+    "validation_method": "simpletuner-local",
+    "text_encoder_3_precision": "no_change",
+    "text_encoder_4_precision": "no_change",
+    "validation_guidance_skip_scale": 2.8,
+    "validation_guidance_skip_layers_start": "0.01",
+    "validation_guidance_skip_layers_stop": 0.2,
+    "framerate": "25",
+    "musubi_block_swap_device": "cpu",
+    "singlora_ramp_up_steps": "1e3",
+    "context_parallel_comm_strategy": "allgather",
+}
+
+
+@pytest.mark.parametrize("key", INERT)
+def test_a_value_that_changes_nothing_is_accepted_and_no_other_is(key):
+    (notice,) = findings(**{key: INERT[key]})
+    assert notice.severity == "notice" and "has no effect: " in notice.message
+    for other in ("other", 26, True, [1]):
+        (problem,) = findings(**{key: other})
+        assert problem.severity == "error" and "is not offered: " in problem.message
 
 
 def another(option):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import AfterValidator
 
 from simpletuner.groups import GROUPS, OPTIONS
 from simpletuner.optim.options import Optimizer
@@ -28,6 +29,12 @@ from simpletuner.schema import (
     options,
     parse,
 )
+
+
+def _colour(value: str) -> str:
+    if value == "blue":
+        raise ValueError("no apple is blue")
+    return value
 
 
 class Fruit(Group, title="Fruit"):
@@ -51,6 +58,10 @@ class Fruit(Group, title="Fruit"):
     """What the label says."""
     recipe: dict[str, Any] | str | None = "recipe.json"
     """What becomes of them."""
+    weights: list[Annotated[float, Ge(0)]] = []
+    """What each weighs."""
+    colour: Annotated[str, AfterValidator(_colour)] = "red"
+    """What they look like."""
 
 
 def read(**values):
@@ -60,7 +71,8 @@ def read(**values):
 
 def test_an_option_is_plain_data():
     found = options([Fruit])
-    assert list(found) == ["apples", "weight", "ripe", "kind", "basket", "names", "more", "stages", "note", "recipe"]
+    first = ["apples", "weight", "ripe", "kind", "basket", "names", "more", "stages", "note", "recipe"]
+    assert list(found) == [*first, "weights", "colour"]
     apples = found["apples"]
     assert (apples.kind, apples.default, apples.level, apples.bounds, apples.unit) == (
         "int",
@@ -134,6 +146,21 @@ def test_bounds_are_told_with_the_range():
     assert read(weight=0)[1] and not read(weight="1e-4")[1]
 
 
+def test_bounds_of_an_item_are_told_with_the_item():
+    _, (problem,) = read(weights=[0.5, -1])
+    assert problem.message == "weights: -1: Input should be greater than or equal to 0"
+
+
+def test_a_reason_of_an_options_own_stands_alone():
+    _, (problem,) = read(colour="blue")
+    assert problem.message == 'colour: "blue": no apple is blue'
+
+
+def test_matching_quotes_around_the_whole_value_go():
+    for written, value in [("'a'", "a"), ('"a"', "a"), ("'a", "'a"), ("'a' or 'b'", "'a' or 'b'"), ("'", "'")]:
+        assert read(note=written)[0].note == value
+
+
 def test_choices_take_any_case_and_name_the_nearest():
     assert read(kind="boskoop")[0].kind == "Boskoop"
     _, (problem,) = read(kind="Elster")
@@ -170,7 +197,35 @@ def test_lists_and_objects_in_all_their_spellings(tmp_path):
         assert read(more=value)[0].more == {"a": 1}
     assert read(more="a=1,b=2")[0].more == "a=1,b=2"
     assert "No such file" in read(more=str(tmp_path / "none.json"))[1][0].message
-    assert "is not JSON" in read(more='{"a": ')[1][0].message
+    (problem,) = read(more='{"a": ')[1]
+    assert problem.message.endswith("not valid JSON: the file ends where a value should be, at 1:7")
+
+
+def test_json_in_a_text_is_read_as_tolerantly_as_a_file():
+    fruit, problems = read(more='{"a": 1, /* one */ "b": [2,],}')
+    assert fruit.more == {"a": 1, "b": [2]}
+    assert [(p.severity, p.where) for p in problems] == [("warning", "here")] * 3
+    told = ["1:10 of its text: comment", "1:27 of its text: trailing comma", "1:29 of its text: trailing comma"]
+    assert all(p.message.startswith(f"more, at {start}") for p, start in zip(problems, told, strict=True))
+    fruit, (warning,) = read(names='["a",]')
+    assert fruit.names == ["a"] and warning.message.startswith("names, at 1:5 of its text: trailing comma")
+    _, (problem,) = read(more='{"a": 1, "a": 2}')
+    assert problem.severity == "error" and '"a" is given twice with different values' in problem.message
+    assert "Expecting" not in read(names='["a" "b"]')[1][0].message
+
+
+def test_a_list_may_stand_in_a_file(tmp_path):
+    file = tmp_path / "names.json"
+    file.write_text('["a", "b",]')
+    fruit, (warning,) = read(names=str(file))
+    assert fruit.names == ["a", "b"] and warning.severity == "warning" and warning.where == f"{file}:1:10"
+    file.write_text('{"a": 1}')
+    assert read(names=str(file))[1][0].message == 'names: {"a": 1} is not a list'
+    file.write_text('["a" "b"]')
+    assert read(names=str(file))[1][0].where == f"{file}:1:6"
+    (problem,) = read(names=str(tmp_path / "none.json"))[1]
+    assert problem.message == "names: cannot be read: No such file or directory" and problem.severity == "error"
+    assert read(names="a, b.json")[0].names == ["a", "b.json"]
 
 
 def test_a_file_for_an_object_is_read_like_every_other_file(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from simpletuner.adapters import export, targets, weights
 from simpletuner.adapters.lora_file import LoraFile
-from simpletuner.adapters.options import Adapter, module_names
+from simpletuner.adapters.options import Adapter
 from simpletuner.diffusion import draw
 
 NAME = "default"  # of the adapter inside PEFT's layers
@@ -35,7 +35,7 @@ class Lora:
     @classmethod
     def build(cls, options: Adapter, targets: Callable[..., Sequence[str]], *, seed: int, dtype: torch.dtype) -> Lora:
         """The adapter that the options describe. targets: (preset, own names or None) -> names, as a family has it."""
-        return cls(options, targets(options.flux_lora_target, module_names(options)), seed=seed, dtype=dtype)
+        return cls(options, targets(options.flux_lora_target, options.peft_lora_target_modules), seed=seed, dtype=dtype)
 
     @classmethod
     def of_file(cls, file: LoraFile) -> Lora:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from simpletuner.errors import ConfigError
 from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Lines, Meaning, When
 
 FOR_LORA = When(model_type="lora")
@@ -140,20 +137,3 @@ class Adapter(Group, title="Adapter"):
         """What the product of the two matrices is multiplied by."""
         root = self.lora_rank**0.5 if self.flux_lora_module_type == "rslora" else self.lora_rank
         return self.alpha / root
-
-
-def module_names(options: Adapter) -> list[str] | None:
-    """The names of `peft_lora_target_modules`, read from its file if it is one; None if the preset counts."""
-    names = options.peft_lora_target_modules
-    if not names or len(names) > 1 or not names[0].endswith(".json"):
-        return names
-    try:
-        read = json.loads(Path(names[0]).expanduser().read_text("utf-8"))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"peft_lora_target_modules: {names[0]}: {error}",
-            fix="give a list of module names, or a JSON file that holds one",
-        ) from error
-    if not isinstance(read, list) or not all(isinstance(name, str) for name in read):
-        raise ConfigError(f"peft_lora_target_modules: {names[0]} is not a list of texts", fix='write ["to_q", "to_k"]')
-    return read

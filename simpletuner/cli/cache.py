@@ -80,7 +80,7 @@ def verify(asked: sources.Asked, as_json: bool, repair: bool) -> None:
     found = _flaws(folders)
     lines = [f"{folder.root / flaw.file.path}: {flaw.problem}{_of(flaw)}" for folder, flaw in found]
     number = sum(len(folder.stored) for folder in folders)
-    lines.append(f"{number} items read, {len(found)} damaged" + _not_read(folders))
+    lines.append(f"{_items(number)} read, {len(found)} damaged" + _not_read(folders))
     repaired = bool(found) and repair
     if repaired:
         problems.show(wrong)
@@ -91,10 +91,11 @@ def verify(asked: sources.Asked, as_json: bool, repair: bool) -> None:
                 caches.remove(folder, [flaw.file])
         if code := _build(checked, None, False):
             sys.exit(code)
-        lines = [f"{len(found)} damaged items were removed; what is needed of them was made again"]
+        were = "was" if len(found) == 1 else "were"
+        lines = [f"{_items(len(found), 'damaged ')} {were} removed; what is needed of them was made again"]
     damaged = [_flaw_record(folder, flaw) for folder, flaw in found]
     fix = "simpletuner cache verify --repair"
-    left = [Problem(f"{len(found)} damaged cache items", "cache", fix=fix)] if found and not repaired else []
+    left = [Problem(_items(len(found), "damaged cache "), "cache", fix=fix)] if found and not repaired else []
     record = {"checked": number, "damaged": damaged, "repaired": repaired}
     answer(lines, record, [*left, *([] if repaired else wrong)], as_json)
 
@@ -247,6 +248,10 @@ def _flaws(folders: Sequence[Folder]) -> list[tuple[Folder, Flaw]]:
         return [(folder, flaw) for folder in folders for flaw in caches.flaws(folder, events)]
     finally:
         console.close()
+
+
+def _items(number: int, kind: str = "") -> str:
+    return f"{number} {kind}item" + "s" * (number != 1)
 
 
 def _of(flaw: Flaw) -> str:

@@ -88,13 +88,20 @@ def _replay(session: Session, path: Path) -> None:
 
 
 def _propose(session: Session, given: dict[str, Any], may_ask: bool) -> None:
-    """Every proposal; the folder of the pictures is asked for if there is none to propose and somebody to ask."""
+    """Every proposal; the folder of the pictures is asked for if there is none to propose and somebody to ask.
+
+    The pictures of an example are only for those who chose it.
+    """
     from simpletuner.wizard import answers
     from simpletuner.wizard.screen import Screen
     from simpletuner.wizard.topics.pictures import folder_proposal
 
-    if "images" not in given and not folder_proposal(session) and may_ask:
-        given = {**given, "images": Screen().line("Folder of the pictures: ", path=True)}
+    if "images" not in given and not folder_proposal(session):
+        preset = session.presets.get(given.get("start", ""))
+        if may_ask and not (preset and preset.folder):
+            given = {**given, "images": Screen().line("Folder of the pictures: ", path=True)}
+        elif "start" not in given:
+            given = {**given, "images": None}
     answers.propose(session, given)
 
 

@@ -41,7 +41,8 @@ def copy(name: str, dest: Path | None) -> None:
     files = sorted(EXAMPLES[name].folder.glob("*.json"))
     copies = {f"{PREFIX}{name}/{file.name}": (dest / file.name).as_posix() for file in files}
     if there := [str(dest / f.name) for f in files if (dest / f.name).exists()]:
-        raise ConfigError(f"{', '.join(there)} exists already", fix="choose another folder with --dest")
+        verb = "exists" if len(there) == 1 else "exist"
+        raise ConfigError(f"{', '.join(there)} {verb} already", fix="choose another folder with --dest")
     dest.mkdir(parents=True, exist_ok=True)
     for file in files:
         text = file.read_text("utf-8")

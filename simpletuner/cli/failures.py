@@ -34,6 +34,9 @@ def tell(error: Exception, flags: Flags) -> int:
     if flags.json:
         print(json.dumps({"exit_code": code, "problems": [p.record() for p in found]}, ensure_ascii=False))
         return code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.ctx.get_help(), err=True)
+        return code
     problems.show(found, quiet=flags.quiet)
     ending = "" if code == 1 else "Nothing was started."
     print(problems.summary(found, code, ending), file=sys.stderr)
@@ -57,7 +60,7 @@ def explain(error: Exception) -> tuple[list[Problem], int]:
 
 def _usage(error: click.ClickException) -> Problem:
     """A command line that cannot be read."""
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")
     message = message[:1].lower() + message[1:]
     context = getattr(error, "ctx", None)
     fix = f"{context.command_path if context else 'simpletuner'} --help"
@@ -65,6 +68,8 @@ def _usage(error: click.ClickException) -> Problem:
         message = f"no such option {error.option_name}"
         if error.possibilities:
             fix = f"{did_you_mean(error.option_name, error.possibilities)}   more: {fix}"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # click's message is the help itself
+        message = "missing command"
     return Problem(message, where="command line", fix=fix)
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable
+from types import TracebackType
 
 import click
 
@@ -77,7 +78,16 @@ def _cells(line: str) -> tuple[str, str]:
 
 
 class Context(click.Context):
+    """Click's, with our help. A command line that cannot be read leaves it with the command that was being read."""
+
     formatter_class = Formatter
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if isinstance(error, click.UsageError) and error.ctx is None:
+            error.ctx = self
+        return super().__exit__(kind, error, trace)
 
 
 def apply(command: click.Command) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from simpletuner import finding
+from simpletuner.cli import flags
 from simpletuner.errors import ConfigError, Problem, raise_errors
 from simpletuner.examples import EXAMPLES, Example
 from simpletuner.finding import Files
@@ -60,9 +61,15 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(
-        config_path: str | None, env: str | None, example: str | None, words: tuple[str, ...], **rest: Any
+        config_path: str | None,
+        env: str | None,
+        example: str | None,
+        words: tuple[str, ...],
+        as_json: bool,
+        **rest: Any,
     ) -> None:
-        function(Asked(config_path, env, example, words), **rest)
+        as_json |= flags.current().json  # said before the command's name
+        function(Asked(config_path, env, example, words), as_json=as_json, **rest)
 
     for option in reversed(OPTIONS):
         command = option(command)

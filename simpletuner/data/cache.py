@@ -128,8 +128,10 @@ class TensorCache:
             if facts["sha256"] != hashlib.sha256(body).hexdigest():
                 return "its checksum differs"
             load(data)
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            return f"{type(error).__name__}: {error}"
+        except (KeyError, TypeError):
+            return "its header is not that of a cache item"
+        except (ValueError, SafetensorError) as error:
+            return str(error)
         return ""
 
 

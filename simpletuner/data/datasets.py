@@ -48,6 +48,7 @@ class ImageSet:
     cache: Path  # of the latents, the index and the list of rejected images
     pixel_limit: int
     where: str  # file:line:column, for messages
+    own: frozenset[str] = frozenset()  # keys that the entry itself sets; the others are the global defaults
 
     @property
     def id(self) -> str:
@@ -271,7 +272,7 @@ def _image_set(
             f"instance_data_dir: {root} is a file", "instance_data_dir", fix="name the folder that holds the images"
         )
     folder = _folder(_replaced(cache, names, item, "cache_dir_vae"))
-    return ImageSet(entry, shape, prompts, root, folder, defaults.image_pixel_limit, item.where)
+    return ImageSet(entry, shape, prompts, root, folder, defaults.image_pixel_limit, item.where, frozenset(item.raw))
 
 
 def _folder(text: str) -> Path:

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from simpletuner.errors import DiskError
+
 VERSION = 1  # raised when a column changes its meaning; older files are made anew
 
 
@@ -37,8 +39,17 @@ class Index:
     """The rows of one dataset, by path. One process writes it, from one thread."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """DiskError (exit 7) if there can be no such file."""
         self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except (OSError, sqlite3.OperationalError) as error:
+            reason = getattr(error, "strerror", None) or error
+            fix = "give an output_dir, or cache_dir_vae, that can be written"
+            raise DiskError(f"{path.parent}: {reason}", fix=fix) from error
+
+    def _open(self) -> None:
         try:
             self._connection = self._connect()
             if self._version() != VERSION:

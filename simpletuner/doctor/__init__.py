@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from simpletuner.check import Checked, on_machine
 from simpletuner.doctor import hub, packages, room, runs
 from simpletuner.doctor.diagnosis import Diagnosis
-from simpletuner.errors import Problem
+from simpletuner.errors import DiskError, Problem
 from simpletuner.machine import Machine
 
 __all__ = ["Diagnosis", "examine"]
@@ -32,6 +32,12 @@ def examine(
         yield from hub.endpoint(offline=offline)
         return
     yield from hub.model(checked.config, offline=offline)
-    yield runs.folder(checked.config)
-    yield from runs.start(checked, machine)
+    folder = runs.folder(checked.config)
+    yield folder
+    try:
+        yield from runs.start(checked, machine)
+    except DiskError as error:  # no place for the index of the datasets
+        if folder.state != "fail":  # else that line says it
+            problem = error.problems[0]
+            yield Diagnosis("datasets", problem.message, "fail", problem.fix, problem.area)
     yield runs.checkpoint(checked.config)

@@ -18,7 +18,7 @@ BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git and LFS hashes
 
 
 def memory_path() -> Path:
-    folder = os.environ.get("SIMPLETUNER_STATE_DIR") or "~/.cache/simpletuner"
+    folder = os.environ.get("SIMPLETUNER_STATE_DIR") or "~/.simpletuner"
     return Path(folder).expanduser() / "hashes.json"
 
 

@@ -230,7 +230,8 @@ class _Planner:
     def fit(self) -> tuple[Fit, list[Remedy]]:
         buckets = sorted({item.placement.bucket for shelf in self.library.shelves for item in shelf.items})
         found = fits.fit(self.config, self.machine, buckets)
-        remedies = [] if found.fits else fits.remedies(self.config, self.machine, buckets, self.flavour.alignment)
+        images, alignment = self.datasets.images, self.flavour.alignment
+        remedies = [] if found.fits else fits.remedies(self.config, self.machine, buckets, images, alignment)
         self.problems += fits.problems(found, remedies)
         return found, remedies
 
@@ -262,13 +263,14 @@ class _Planner:
 
     def base(self) -> Base:
         place, here = self.on_disk.place, not self.on_disk.missing
-        answer = self.ask(place) if self.flavour.gated and not here else "not checked"
+        gated = self.flavour.gated and place.name == self.flavour.repository  # another model has terms of its own
+        answer = self.ask(place) if gated and not here else "not checked"
         if answer == "refused":
             fix = "accept the terms on its page, then run: hf auth login"
             self.problems.append(
                 Problem(f"{place.name} is gated and this machine has no access to it", "auth", fix=fix)
             )
-        elif not here and answer == "not checked" and self.flavour.gated:
+        elif not here and answer == "not checked" and gated:
             message = f"{place.name} is gated and not on this disk: whether this machine has access was not checked"
             self.problems.append(
                 Problem(message, "auth", "warning", fix="accept the terms on its page, then: hf auth login")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simpletuner.config import Config
-from simpletuner.data.options import Data
+from simpletuner.data.datasets import ImageSet
 from simpletuner.errors import Problem
 from simpletuner.machine import Gpu, Machine
 from simpletuner.plan.memory import Phase, estimate
@@ -51,6 +51,12 @@ class Fit:
     def ram_needed(self) -> int:
         return max(self.ram_of(phase) for phase in self.phases)
 
+    def holds(self, name: str) -> bool:
+        """Whether the phase of that name fits, or there is none."""
+        phases = [phase for phase in self.phases if phase.name == name]
+        ram = not self.ram_bytes or all(self.ram_of(phase) <= self.ram_bytes for phase in phases)
+        return ram and (not self.gpu or all(phase.vram_bytes <= self.gpu.total_bytes for phase in phases))
+
     def ram_of(self, phase: Phase) -> int:
         """Without a GPU, what would lie on it lies in RAM, and is not there twice."""
         if self.on_gpu:
@@ -79,44 +85,40 @@ def fit(config: Config, machine: Machine, buckets: Buckets) -> Fit:
     return Fit(estimate(config, buckets), gpu, machine.other_gpu, machine.ram_bytes, machine.ram_free_bytes)
 
 
-def remedies(config: Config, machine: Machine, buckets: Buckets, alignment: int) -> list[Remedy]:
+def remedies(
+    config: Config, machine: Machine, buckets: Buckets, images: Sequence[ImageSet], alignment: int
+) -> list[Remedy]:
     """Cheapest in quality first: at most three that suffice each, else the fewest that suffice together."""
 
-    def after(changed: Config) -> Fit:
-        ratio = changed[Data].resolution / config[Data].resolution
+    def after(chosen: Sequence[Change]) -> Fit:
+        changed, ratio = config, 1.0
+        for change in chosen:
+            changed, ratio = change.applied(changed), ratio * change.scale
         smaller = [(_scaled(height, ratio, alignment), _scaled(width, ratio, alignment)) for height, width in buckets]
         return fit(changed, machine, buckets if ratio == 1 else smaller)
 
     alone = []
-    for change in changes(config):
-        then = after(change.applied(config))
+    for change in changes(config, images, validation=not after([]).holds("validation")):
+        then = after([change])
         alone.append(Remedy(change, then.needed, then.fits, together=False))
     if any(remedy.fits for remedy in alone):
         return [remedy for remedy in alone if remedy.fits][:MOST]
-    together = _fewest(config, [remedy.change for remedy in alone], after)
-    found, changed = [], config
-    for change in together:
-        changed = change.applied(changed)
-        then = after(changed)
+    together = _fewest([remedy.change for remedy in alone], after)
+    found = []
+    for number, change in enumerate(together, 1):
+        then = after(together[:number])
         found.append(Remedy(change, then.needed, then.fits, together=True))
     return found
 
 
-def _fewest(config: Config, offered: Sequence[Change], after: Callable[[Config], Fit]) -> list[Change]:
+def _fewest(offered: Sequence[Change], after: Callable[[Sequence[Change]], Fit]) -> list[Change]:
     """Of the changes, those without which it does not fit; none if all of them are not enough."""
-
-    def suffice(chosen: Sequence[Change]) -> bool:
-        changed = config
-        for change in chosen:
-            changed = change.applied(changed)
-        return after(changed).fits
-
     chosen = list(offered)
-    if not suffice(chosen):
+    if not after(chosen).fits:
         return []
     for change in reversed(offered):  # what costs most quality is the first to be spared
         rest = [one for one in chosen if one is not change]
-        chosen = rest if suffice(rest) else chosen
+        chosen = rest if after(rest).fits else chosen
     return chosen
 
 

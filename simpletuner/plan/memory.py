@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from simpletuner.adapters import targets
 from simpletuner.adapters.kinds import KINDS
-from simpletuner.adapters.options import Adapter, module_names
+from simpletuner.adapters.options import Adapter
 from simpletuner.config import Config
 from simpletuner.data.options import Data
 from simpletuner.memory.options import Memory
@@ -70,7 +70,9 @@ def trained(config: Config, family: FamilyRecord, shapes: Shapes) -> list[str]:
     """Paths of the linear layers that get a gradient: those of the adapter, or all."""
     if not KINDS[config[Model].model_type].base_stays:
         return list(shapes.layers)
-    return targets.find(shapes.layers, family.targets(config[Adapter].flux_lora_target, module_names(config[Adapter])))
+    adapter = config[Adapter]
+    names = family.targets(adapter.flux_lora_target, adapter.peft_lora_target_modules)
+    return targets.find(shapes.layers, names)
 
 
 def adapter_weights(config: Config, family: FamilyRecord, shapes: Shapes) -> int:

@@ -41,7 +41,13 @@ def plain(plan: Plan) -> dict[str, Any]:
             "ram": {"needed": details.fit.ram_needed, "available": details.fit.ram_bytes},
             "phases": [{"name": p.name, "vram": dict(p.vram), "ram": dict(p.ram)} for p in details.fit.phases],
             "remedies": [
-                {"change": dict(r.change.values), "needed": r.peak_bytes, "fits": r.fits, "together": r.together}
+                {
+                    "change": dict(r.change.values),
+                    "resolutions": dict(r.change.resolutions),
+                    "needed": r.peak_bytes,
+                    "fits": r.fits,
+                    "together": r.together,
+                }
                 for r in details.remedies
             ],
         },

@@ -141,7 +141,9 @@ def _functions(table: Table) -> list[Rule]:
 
 
 def _findings(config: Config, rules: Sequence[Rule], *more: object) -> list[Problem]:
-    return [_placed(config, finding) for rule in rules for finding in listed(rule(config, *more))]
+    """But for what follows from a default that only stands for a refused value."""
+    found = [finding for rule in rules for finding in listed(rule(config, *more))]
+    return [_placed(config, finding) for finding in found if config.refused.isdisjoint(finding.keys)]
 
 
 def _placed(config: Config, problem: Problem) -> Problem:

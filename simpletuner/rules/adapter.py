@@ -9,7 +9,7 @@ from typing import Any
 
 from simpletuner import reading
 from simpletuner.adapters import targets
-from simpletuner.adapters.options import Adapter, module_names
+from simpletuner.adapters.options import Adapter
 from simpletuner.config import OPTIONS, Config
 from simpletuner.errors import ConfigError, Problem
 from simpletuner.memory.options import Memory
@@ -111,7 +111,7 @@ def targets_exist(config: Config) -> Iterator[Problem]:
     model, adapter = config[Model], config[Adapter]
     family = families()[model.model_family]
     try:
-        names = family.targets(adapter.flux_lora_target, module_names(adapter))
+        names = family.targets(adapter.flux_lora_target, adapter.peft_lora_target_modules)
         targets.find(family.shapes(model).layers, names)
     except ConfigError as wrong:
         yield from (replace(problem, keys=problem.keys or (OWN_LAYERS,)) for problem in wrong.problems)

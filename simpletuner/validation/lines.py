@@ -51,11 +51,12 @@ def read(path: Path) -> tuple[list[tuple[dict[str, Any], str]], list[Problem]]:
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
-        return [], [Problem(f"cannot be read: {error.strerror}", where=str(path), keys=("user_prompt_library",))]
+        message = f"user_prompt_library: cannot be read: {error.strerror}"
+        return [], [Problem(message, where=str(path), fix="correct the path", keys=("user_prompt_library",))]
     except UnicodeDecodeError as error:
         return [], [
             Problem(
-                f"not UTF-8 (byte {error.start})",
+                f"user_prompt_library: not UTF-8 (byte {error.start})",
                 where=str(path),
                 fix="save the file as UTF-8",
                 keys=("user_prompt_library",),

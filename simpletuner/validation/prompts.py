@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +99,11 @@ def _wrong_kind(what: str, where: str) -> Problem:
     )
 
 
+def _named(problem: Problem) -> Problem:
+    """What is wrong with the file as a whole, under the option that names the file."""
+    return replace(problem, message=f"{KEY}: {problem.message}", keys=(KEY,))
+
+
 def _rows(path: Path) -> tuple[list[Row], list[Problem]]:
     if path.suffix.lower() == ".txt":
         entries, problems = lines.read(path)
@@ -107,7 +112,7 @@ def _rows(path: Path) -> tuple[list[Row], list[Problem]]:
         ], problems
     document = reading.read(path, names=True)
     if document.failed and document.value is None:
-        return [], document.problems
+        return [], [_named(problem) if problem.where == str(path) else problem for problem in document.problems]
     if not isinstance(document.value, (dict, list)):
         fix = 'write {"nickname": "prompt"}'
         return [], [

@@ -67,7 +67,7 @@ class Conversation:
     def agreed(self, question: str) -> bool:
         """A yes or no; Enter is yes."""
         while True:
-            word = self.screen.pick(f"{question} (yes/no)", (YES, NO), 0, numbered=False).lower()
+            word = self._pick(question, f"({YES}/{NO})", (YES, NO), 0).lower()
             if word == BACK:
                 raise GoBack
             answer = next((value for value in (YES, NO) if word and value.startswith(word)), None)
@@ -155,11 +155,21 @@ class Conversation:
         names = [one.value for one in offered]
         start = names.index(proposal) if proposal in names else 0
         listed = any(one.note for one in offered)
-        said = "" if listed else f" ({'/'.join(names)})"
-        word = self.screen.pick(field.ask + said, names, start, numbered=listed)
+        if listed:
+            word = self.screen.pick(field.ask, names, start)
+        else:
+            word = self._pick(field.ask, f"({'/'.join(names)})", names, start)
         number = _numbered(word, len(names))
         chosen = names[number] if number is not None and word not in names else word
         return "" if chosen == proposal else chosen
+
+    def _pick(self, question: str, offered: str, names: Sequence[str], start: int) -> str:
+        """Asks for one of a few names; a question that leaves no room for them stands on lines before them."""
+        prompt = f"{question} {offered}"
+        if len(prompt) + ROOM > self.screen.width:
+            self.screen.say(question)
+            prompt = offered
+        return self.screen.pick(prompt, names, start, numbered=False)
 
     def _prompt(self, field: Field, proposal: Any) -> str:
         if proposal is None or proposal == "":

@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_flux import transformer
 
+from simpletuner import schema
 from simpletuner.adapters import targets
 from simpletuner.adapters.lora import Lora
-from simpletuner.adapters.options import Adapter, module_names
+from simpletuner.adapters.options import Adapter
 from simpletuner.errors import ConfigError
 from simpletuner.models import families
 from simpletuner.models.options import Model
@@ -68,13 +69,15 @@ def test_a_preset_for_a_block_that_the_model_lacks_says_how_many_there_are(denoi
 
 def test_own_names_may_stand_in_a_file(tmp_path):
     file = tmp_path / "names.json"
+
+    def read():
+        groups, problems = schema.parse([Adapter], {"peft_lora_target_modules": schema.Raw(str(file), "here")})
+        return groups["Adapter"].peft_lora_target_modules, [problem.message for problem in problems]
+
     file.write_text(json.dumps(["to_q", "proj_mlp"]))
-    assert module_names(Adapter(peft_lora_target_modules=[str(file)])) == ["to_q", "proj_mlp"]
-    assert module_names(Adapter(peft_lora_target_modules=["to_q"])) == ["to_q"]
-    assert module_names(Adapter()) is None
+    assert read() == (["to_q", "proj_mlp"], [])
     file.write_text('{"a": 1}')
-    with pytest.raises(ConfigError, match="not a list"):
-        module_names(Adapter(peft_lora_target_modules=[str(file)]))
+    assert read() == (None, ['peft_lora_target_modules: {"a": 1} is not a list'])
 
 
 @pytest.mark.parametrize(

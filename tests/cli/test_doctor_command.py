@@ -198,6 +198,20 @@ def test_a_folder_that_cannot_be_written_fails(monkeypatch, nano, title):
     assert code == 7 and found[title]["state"] == "fail" and "read-only" in found[title]["text"]
 
 
+def test_an_output_folder_that_cannot_be_is_one_failure(here):
+    (here / "file").write_text("")
+    code, found = checks("--offline", "--example", "nano", "output_dir=file/x")
+    assert code == 7 and [title for title, check in found.items() if check["state"] == "fail"] == ["output folder"]
+
+
+def test_a_cache_folder_that_cannot_be_is_told_of_the_datasets(nano):
+    datasets = nano.with_name("multidatabackend.json")
+    (first, *rest) = json.loads(datasets.read_text())
+    datasets.write_text(json.dumps([first | {"cache_dir_vae": "/dev/null/x"}, *rest]))
+    code, found = checks("--offline")
+    assert code == 7 and found["datasets"]["state"] == "fail" and "/dev/null/x" in found["datasets"]["text"]
+
+
 def test_a_probe_names_the_reason(here):
     (here / "file").write_text("")
     assert room.unwritable(here / "new/folder") == ""

@@ -41,5 +41,8 @@ def test_nothing_is_overwritten():
     run("examples", "copy", "nano")
     Path("config/nano/config.json").write_text("mine")
     done = run("examples", "copy", "nano")
-    assert done.returncode == 2 and "exists already" in done.stderr
+    assert done.returncode == 2 and "user_prompt_library.json exist already" in done.stderr
     assert Path("config/nano/config.json").read_text() == "mine"
+    Path("other").mkdir()
+    Path("other/config.json").write_text("mine")
+    assert "other/config.json exists already" in run("examples", "copy", "nano", "--dest", "other").stderr

@@ -11,10 +11,10 @@ import click
 import pytest
 from program import COMMAND, alone, run, start
 
-from simpletuner.cli import absent, failures, flags, layout
+from simpletuner.cli import absent, failures, flags, layout, problems
 from simpletuner.cli.flags import Flags
 from simpletuner.cli.main import COMMANDS, program
-from simpletuner.errors import ConfigError, DataError
+from simpletuner.errors import ConfigError, DataError, Problem
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +82,16 @@ def test_mistakes_in_a_configuration_are_json_records_too(here):
     assert done.returncode == 2 and 'unknown option "lora_rnak"' in messages
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["version", "env", "validate -e nano", "plan -e nano", "dataset scan -e nano", "cache status -e nano",
+     "doctor -e nano --offline", "examples list", "checkpoint list -e nano", "train -e nano --dry-run"],
+)  # fmt: skip
+def test_json_may_be_said_before_the_command(words):
+    before, after = run("--json", *words.split()), run(*words.split(), "--json")
+    assert before.returncode == after.returncode and json.loads(before.stdout).keys() == json.loads(after.stdout).keys()
+
+
 def test_words_behind_two_dashes_are_no_flags():
     assert flags.read(["--json", "--", "-q"], {}) == Flags(json=True)
     assert flags.read(["-q", "--debug", "--no-input"], {}) == Flags(quiet=True, debug=True, no_input=True)
@@ -129,6 +139,30 @@ def test_no_command_is_both_there_and_absent():
     assert not set(COMMANDS) & {*absent.LATER, *absent.NOT_OFFERED}
 
 
+# ---- a command line that cannot be read
+
+
+@pytest.mark.parametrize("words", [words for words, found in EVERY.items() if words and isinstance(found, click.Group)])
+def test_a_group_without_a_command_shows_its_help(words):
+    done = run(*words)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr == run(*words, "--help").stdout
+    for said in (("--json", *words), (*words, "--json")):
+        (problem,) = json.loads(run(*said).stdout)["problems"]
+        assert problem["exit_code"] == 2 and problem["message"] == "missing command"
+        assert problem["fix"] == f"simpletuner {' '.join(words)} --help"
+
+
+@pytest.mark.parametrize("words", ["validate --config", "cache verify --config", "report a b", "examples copy"])
+def test_the_fix_names_the_help_of_the_command(words):
+    name = " ".join(words.split()[: 2 if words.split()[0] in ("cache", "examples") else 1])
+    assert f"  fix: simpletuner {name} --help\n" in run(*words.split()).stderr
+
+
+def test_a_message_of_click_is_one_line():
+    problem, code = explained(click.UsageError("Choose from:\n\ta,\n\tb"))
+    assert code == 2 and problem.message == "choose from: a, b"
+
+
 # ---- endings
 
 
@@ -154,8 +188,8 @@ def test_what_the_system_says_of_a_disk_is_no_bug(here):
 
 def test_errors_of_our_own_keep_their_records_and_their_lowest_code():
     assert failures.explain(DataError("empty"))[1] == 3
-    problems, code = failures.explain(ConfigError("wrong", fix="mend it"))
-    assert code == 2 and problems[0].fix == "mend it"
+    found, code = failures.explain(ConfigError("wrong", fix="mend it"))
+    assert code == 2 and found[0].fix == "mend it"
 
 
 def test_a_bug_in_a_command_ends_with_one_and_shows_its_traceback_only_on_request(monkeypatch):
@@ -183,6 +217,41 @@ def test_a_closed_stderr_spoils_no_output():
     line = f"{' '.join(COMMAND)} version 2>&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == start("version").stdout
+
+
+# ---- findings on a terminal
+
+
+LONG = Problem(
+    "resolution: " + "many words " * 20 + "/a/path/of/more/than/forty/columns/that/stays/whole",
+    where="config/config.json:7:3",
+    details=("another " * 20, '"key": 1, ' * 15, "     ^"),
+    fix="first look at the file " * 3 + "and then: simpletuner examples copy nano",
+)
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_a_finding_is_cut_at_blanks_and_says_the_same(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = problems.lines(LONG, layout.columns())
+    excerpt = lines.index("  " + LONG.details[1])  # a caret points into it
+    assert lines[excerpt + 1] == "       ^"
+    words = [word for line in lines for word in line.split()]
+    assert words == [word for line in LONG.lines(width) for word in line.split()]
+    cut = [line for number, line in enumerate(lines) if number != excerpt]
+    assert all(len(line) <= width or len(line.split()) == 1 for line in cut)
+    assert any(line.endswith("simpletuner examples copy nano") for line in lines)
+
+
+def test_the_place_stands_at_the_right_where_it_fits(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    problem = Problem("unknown option", where="config.json:2:3")
+    assert problems.lines(problem, 60) == ["error[config]: unknown option" + "config.json:2:3".rjust(31)]
+
+
+def test_what_goes_into_a_file_stays_whole(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert problems.lines(LONG, 60) == LONG.lines(60)
 
 
 # ---- layout

@@ -9,6 +9,7 @@ import pytest
 
 from simpletuner.data.datasets import load
 from simpletuner.data.options import Data
+from simpletuner.reading import COMMENT
 
 SHARED = {
     "type": "local",
@@ -59,7 +60,7 @@ def test_tolerant_spelling_gives_one_warning_each(world, pictures):
     path.write_text(text + f' "instance-data-dir": "{pictures["instance_data_dir"]}",}}]')
     found, problems = load(path, world.options, family="flux", alignment=16, output_dir=world.folder / "out")
     assert found and found.images[0].entry.crop is True and found.images[0].entry.repeats == 3
-    assert sorted(p.message for p in problems) == ["comment", "trailing comma"]
+    assert sorted(p.message for p in problems) == [COMMENT, "trailing comma"]
 
 
 def test_an_unknown_key_names_the_nearest_and_its_place(world, pictures):

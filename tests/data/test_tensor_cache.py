@@ -152,5 +152,9 @@ def test_a_flaw_is_named_and_nothing_is_changed(cache):
     cache.store.write(item_path(KEY), data[:-1] + bytes([data[-1] ^ 1]))
     assert cache.flaw(KEY) == "its checksum differs"
     assert cache.store.exists(item_path(KEY))
+    cache.store.write(item_path(KEY), b"")
+    assert cache.flaw(KEY) == "the file is cut off"
+    cache.store.write(item_path(KEY), (2).to_bytes(8, "little") + b"{}")
+    assert cache.flaw(KEY) == "its header is not that of a cache item"
     cache.store.delete(item_path(KEY))
     assert cache.flaw(KEY) == "is missing"

@@ -14,7 +14,7 @@ FP32 = {"optimizer": "torch-adamw", "base_model_precision": "fp32"}
 def lines(**values):
     config, problems = load(None, {"max_train_steps": 100} | values, {})
     assert problems == []
-    return [str(change) for change in relief.changes(config)], config
+    return [str(change) for change in relief.changes(config, ())], config
 
 
 def test_lines_about_a_lora_are_for_a_lora():

@@ -68,9 +68,10 @@ def test_several_idle_options_are_named_in_one_line(config):
     assert found.message.startswith(f"{LAYERS}, {TYPE} and {START} have no effect") and RECIPE in found.fix
 
 
-def test_an_own_list_in_a_file_that_is_not_there_is_told_not_raised(config):
-    (problem,) = adapter.targets_exist(config({OWN: "layers.json"}))
-    assert "layers.json" in problem.message and problem.exit_code == 2 and problem.keys == (OWN,)
+def test_an_own_list_in_a_file_is_looked_through(config, tmp_path):
+    (tmp_path / "layers.json").write_text('["add_q_proj", "add_q_pro"]')
+    (problem,) = adapter.targets_exist(config({OWN: str(tmp_path / "layers.json")}))
+    assert '"add_q_pro"' in problem.message and problem.exit_code == 2 and OWN in problem.keys
 
 
 def test_the_nearest_layers_are_named(config):

@@ -196,6 +196,7 @@ def test_a_damaged_item_is_named_with_its_picture_and_made_again(config, kind, d
     (damaged,) = record["damaged"]
     assert damaged["file"] == str(file) and problem in damaged["problem"]
     assert damaged["of"] is not None and (kind == "text" or damaged["of"].endswith(".png"))
+    assert record["problems"][0]["message"] == "1 damaged cache item"
     assert file.exists() and not record["repaired"], "without --repair nothing is changed"
     if damage == "flip":  # once is enough: a process of its own makes it
         record = json.loads(run(path, "verify", "--repair", "--json"))

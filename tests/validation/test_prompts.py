@@ -5,7 +5,7 @@ import pytest
 from simpletuner.types import Size
 from simpletuner.validation import builtin, lines
 from simpletuner.validation.options import Validation
-from simpletuner.validation.prompts import load, texts
+from simpletuner.validation.prompts import KEY, load, texts
 
 
 @pytest.fixture
@@ -166,3 +166,19 @@ def test_negative_texts_are_encoded_only_where_real_guidance_uses_them(library):
     )
     assert texts(prompts, "bad", 1.0) == ["x", "y", "z", "bad"]
     assert texts(prompts, "bad", 2.0) == ["x", "bad", "y", "n", "z"]
+
+
+@pytest.mark.parametrize("name", ["none.json", "none.txt"])
+def test_a_library_that_is_not_there_is_named_with_its_option(tmp_path, name):
+    options = Validation(user_prompt_library=tmp_path / name)
+    (problem,) = load(options, instance_prompt=None, first_caption=None)[1]
+    assert problem.message.startswith("user_prompt_library: cannot be read: ") and problem.keys == (KEY,)
+    assert problem.where == str(tmp_path / name) and problem.fix == "correct the path"
+
+
+def test_a_library_that_is_no_text_is_named_with_its_option(tmp_path):
+    for path in (tmp_path / "library.json", tmp_path / "library.txt"):
+        path.write_bytes(b"\xff")
+        options = Validation(user_prompt_library=path)
+        (problem,) = load(options, instance_prompt=None, first_caption=None)[1]
+        assert problem.message == "user_prompt_library: not UTF-8 (byte 0)" and problem.keys == (KEY,)

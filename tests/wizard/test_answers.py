@@ -79,6 +79,21 @@ def test_the_proposals_need_pictures(tmp_path):
     assert list((tmp_path / "empty").iterdir()) == []
 
 
+def test_an_example_lends_its_pictures_to_those_who_choose_it(tmp_path):
+    done = configure(tmp_path, "--defaults")  # without a GPU its settings are proposed
+    assert done.returncode == 2 and "images: " in done.stderr and "--images FOLDER" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = configure(tmp_path, "--defaults", "--from", "nano")
+    assert done.returncode == 0, done.stderr
+    (entry,) = json.loads((tmp_path / "config/multidatabackend.json").read_text())
+    assert "nano" in entry["instance_data_dir"]
+
+
+def test_an_empty_folder_name_is_none(home):
+    done = configure(home, "--defaults", "--images", "")
+    assert done.returncode == 2 and "images: no folder was named" in done.stderr
+
+
 def test_it_loads_no_torch(home):
     program = "import sys; from simpletuner.cli import main\ntry: main.main()\nfinally: print(sorted(sys.modules))"
     words = ["configure", "--defaults"]

@@ -57,6 +57,19 @@ def test_a_dumb_terminal_of_forty_columns_gets_plain_short_lines(home):
     assert json.loads((home / "config/config.json").read_text())["max_train_steps"] == 3
 
 
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_a_question_that_is_longer_than_the_line_stands_before_its_answers(home, term):
+    with Talk(home, "configure", term=term, columns=40) as talk:
+        talk.answer("Start", "nano")
+        talk.wait_for("Model")
+        assert talk.interrupt() == 130, talk.shown
+    with Talk(home, "configure", term=term, columns=40) as talk:
+        talk.wait_for("\nGo on from the answers of last time\n")
+        talk.wait_for("(yes/no) [yes]: " if term == "dumb" else "(yes/no): yes")
+        talk.send("no\r")
+        talk.wait_for("Start")
+
+
 def test_ctrl_c_at_any_question_leaves_nothing_and_the_next_time_goes_on_from_there(home):
     before = files(home)
     for number, prompt in enumerate(PROMPTS_IN_ORDER):

@@ -159,6 +159,20 @@ def test_length_is_taken_in_steps_and_in_epochs(begin):
     assert FIELDS["length"].read(session, "1e") == "1 epoch"
 
 
+def test_the_time_is_that_of_training_alone(begin):
+    session = begin(CPU, "output")
+    assert FIELDS["length"].outcome(session)[1].endswith("sample images come on top")
+    without = Session(session.documents, CPU, session.gallery, QUESTIONS)
+    without.answers = session.answers | {"samples": "none"}
+    assert "on top" not in FIELDS["length"].outcome(without)[1]
+
+
+def test_samples_of_a_model_for_small_pictures_are_small(begin, configured):
+    session = begin(CPU, "sample_size")
+    assert session.answers["start"] == "existing" and session.answers["model"] == "nano"
+    assert FIELDS["sample_size"].proposal(session) == "64x64"
+
+
 def test_results_do_not_go_among_the_pictures_nor_into_another_run(begin, home):
     (home / "simpletuner-results/pictures/checkpoint-1").mkdir(parents=True)
     session = begin(CPU, "output")

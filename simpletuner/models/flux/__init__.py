@@ -80,7 +80,7 @@ _FLAVOURS = (
         text_length=None,
         alignment=16,
         architecture="flux-1",
-        defaults={"validation_guidance": 3.0},
+        defaults={"validation_guidance": 3.0, "validation_resolution": "64x64"},
     ),
 )
 

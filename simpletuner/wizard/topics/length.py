@@ -76,7 +76,8 @@ def _outcome(session: Session) -> Sequence[str]:
     lines = [other if session.option(STEPS) else f"{total} steps, {per_epoch:g} an epoch"]
     if session.documents.num_image_sets > 1:
         lines = [f"{lines[0]}, counted without the other datasets of {session.documents.datasets}"]
-    return lines + ([f"training takes {time}"] if (time := _time(session, total)) else [])
+    samples = "" if session.option("validation_disable") else "; sample images come on top"
+    return lines + ([f"training takes {time}{samples}"] if (time := _time(session, total)) else [])
 
 
 def _time(session: Session, steps: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from simpletuner.groups import OPTIONS
+from simpletuner.models import access
 from simpletuner.models.options import Model
 from simpletuner.wizard.questions import NO, YES, Choice, Question, choice, yes_no
 from simpletuner.wizard.session import Session
@@ -54,7 +55,7 @@ def _unsure(session: Session) -> bool:
 
 
 def _access(session: Session) -> Sequence[str]:
-    page = f"its terms: https://huggingface.co/{session.flavour.repository}, then: hf auth login"
+    page = f"its terms: {access.endpoint()}/{session.flavour.repository}, then: hf auth login"
     if session.answers.get("access") != YES:
         return (page,)
     from simpletuner.doctor import hub

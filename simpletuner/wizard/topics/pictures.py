@@ -58,8 +58,10 @@ def _folder(session: Session, given: Any) -> str:
     if given is None:
         raise Wrong("the folder of the pictures is not known", "--images FOLDER")
     name = text(session, given)
+    if not name:
+        raise Wrong("no folder was named", "give its path")
     place = Path(examples.resolve(name)).expanduser()
-    if not name or not place.is_dir():
+    if not place.is_dir():
         raise Wrong(f"{name} is a file" if place.is_file() else f"there is no folder {name}", "give its path")
     survey, problems = session.survey(**OPEN, **{FOLDER: name})
     found = [*problems, *(survey.problems if survey else ())]
