@@ -44,8 +44,8 @@ def check(
     config, problems = configuration.load(source, overrides, environ)
     if len(config.groups) < len(configuration.GROUPS):  # a file or a required option is missing: nothing to go on with
         return Checked(config, None, [], problems)
-    refused = {problem.keys for problem in problems if problem.severity == "error" and problem.keys}
-    problems += [finding for finding in rules.check(config) if finding.keys not in refused]
+    answered = {problem.keys for problem in problems if problem.severity == "error"}  # a second answer would mislead
+    problems += [finding for finding in rules.check(config) if not finding.keys or finding.keys not in answered]
     found, more = read_datasets(config)
     problems += more
     library, more = read_prompts(config, found)
@@ -98,7 +98,6 @@ def with_seed(checked: Checked) -> Checked:
     if checked.failed or not isinstance(training, Training) or training.seed >= 0:
         return checked
     drawn = seed.settle(training.output_dir, fresh=training.resume_from_checkpoint.strip().lower() in ("none", "never"))
-    groups = {**checked.config.groups, Training.__name__: training.model_copy(update={"seed": drawn})}
     told = Problem(f"seed=-1: this run has the seed {drawn}", severity="notice", keys=("seed",))
-    config = replace(checked.config, groups=groups, origins={**checked.config.origins, "seed": "drawn"})
+    config = replace(checked.config.changed(seed=drawn), origins={**checked.config.origins, "seed": "drawn"})
     return replace(checked, config=config, problems=[*checked.problems, told])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import simpletuner
-from simpletuner import examples, layers, naming, reading, retired, schema
+from simpletuner import examples, layers, naming, newfile, reading, retired, schema
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.errors import Problem
 from simpletuner.finding import Files, find
@@ -39,7 +39,6 @@ class Config:
     groups: Mapping[str, Group]
     origins: Mapping[str, str]  # key -> label; a key that is absent has its default
     path: Path | None = None
-    num_overrides: int = 0
     given: frozenset[str] = field(default=frozenset())  # keys that the user set, anywhere
     written: Mapping[str, str] = field(default_factory=dict)  # key -> the former name under which it was given
     veiled: Mapping[str, Any] = field(default_factory=dict)  # key -> the value with its {env:NAME}, which may be secret
@@ -62,6 +61,14 @@ class Config:
         group = next(group for group in self.groups.values() if when.key in type(group).model_fields)
         return when.holds(getattr(group, when.key))
 
+    def changed(self, **values: Any) -> Config:
+        """The same with other values for some options; nothing is checked."""
+        groups = {}
+        for name, group in self.groups.items():
+            own = {key: value for key, value in values.items() if key in type(group).model_fields}
+            groups[name] = group.model_copy(update=own) if own else group
+        return replace(self, groups=groups)
+
     def origin(self, key: str) -> str:
         return self.origins.get(key, "default")
 
@@ -74,9 +81,7 @@ class Config:
             "_written": dict(self.written),
             **self.values(),
         }
-        partial = path.with_name(path.name + f".tmp-{os.getpid()}")
-        partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(partial, path)
+        newfile.replace(path, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:
@@ -118,7 +123,7 @@ def load(
     raw = flavour | merged
     groups, found = schema.parse(GROUPS, raw)
     problems += found
-    config = Config(groups, {}, files.path, len(command), veiled=veiled, refused=refused | _refused(found))
+    config = Config(groups, {}, files.path, veiled=veiled, refused=refused | _refused(found))
     config = _labelled(config, raw, above.carried, set(command))
     config = _absolute(_filled(replace(config, exports=exports)))
     return config, problems + _to_come(config, flavour)

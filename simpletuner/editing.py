@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simpletuner import reading
+from simpletuner import newfile, reading
 from simpletuner.errors import ConfigError
 from simpletuner.reading import Document, Member, canonical_key
 
@@ -63,22 +62,8 @@ def write(path: Path, text: str, backup: bool = True) -> None:
     if before == data:
         return
     if before is not None and backup:
-        _replace(path.with_name(path.name + ".bak"), before, path)
-    _replace(path, data, path)
-
-
-def _replace(path: Path, data: bytes, like: Path) -> None:
-    partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if like.exists():
-            shutil.copymode(like, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        newfile.replace(path.with_name(path.name + ".bak"), before, like=path)
+    newfile.replace(path, data, like=path)
 
 
 def _parse(text: str) -> Document:

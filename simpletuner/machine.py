@@ -43,6 +43,11 @@ class Machine:
     other_gpu: str = ""  # AMD or APPLE: one that trains as well, but whose driver is not asked
 
     @property
+    def has_gpu(self) -> bool:
+        """Of any maker, also where its driver says nothing more."""
+        return bool(self.gpus or self.other_gpu)
+
+    @property
     def device_name(self) -> str:
         return self.gpus[0].name if self.gpus else self.other_gpu or "CPU"
 
@@ -54,12 +59,22 @@ def look(environ: Mapping[str, str] = os.environ) -> Machine:
     return Machine(gpus, total, free, _cores(), "" if gpus else _other_gpu())
 
 
+def existing(path: Path) -> Path:
+    """The file or folder, or the nearest folder above it that is there."""
+    path = path.expanduser().absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def disk_free(path: Path) -> int:
     """Bytes free where `path` is, or would be made."""
-    place = path.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(existing(path)).free
+
+
+def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the program remembers what it learned of this machine; it may be deleted at any time."""
+    return Path(environ.get("SIMPLETUNER_STATE_DIR") or "~/.simpletuner").expanduser()
 
 
 def _gpus(visible: str | None) -> list[Gpu]:

@@ -1,11 +1,32 @@
-"""A finished file gets its name without taking anybody's place."""
+"""A file gets its name only when it is whole: a name that is free, or that of the file it replaces."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+
+def replace(path: Path, data: bytes, like: Path | None = None) -> None:
+    """Puts `data` at `path` in one step, on the disk when this returns; folders above it are made.
+
+    like: a file whose permissions it takes, if that is there. OSError as from the file system; then the file is as it
+    was.
+    """
+    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if like and like.exists():
+            shutil.copymode(like, aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def place(aside: Path, path: Path) -> None:

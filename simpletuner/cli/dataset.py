@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from simpletuner import newfile
 from simpletuner.cli import layout, sources
 from simpletuner.cli.answers import answer, usable
 from simpletuner.data.datasets import Datasets, ImageSet
@@ -148,11 +148,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all. DiskError says why not."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        os.replace(aside, path)
+        newfile.replace(path, data)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise DiskError(f"{path}: {error.strerror or error}", fix="free some space, or check permissions") from error

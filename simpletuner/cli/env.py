@@ -16,7 +16,6 @@ import click
 from simpletuner import __version__, config, machine, software
 from simpletuner.cli import layout, sources
 from simpletuner.errors import SimpleTunerError
-from simpletuner.models.digests import memory_path
 from simpletuner.models.places import hub_cache
 
 GIB = 2**30
@@ -82,7 +81,7 @@ def _paths(asked: sources.Asked) -> list[tuple[str, str]]:
         found += [
             (key, values[key]) for key, option in config.OPTIONS.items() if option.kind == "path" and values.get(key)
         ]
-    found += [("hub cache", hub_cache(None)), ("state", memory_path().parent)]
+    found += [("hub cache", hub_cache(None)), ("state", machine.state_dir())]
     return [(name, str(place)) for name, place in found]
 
 

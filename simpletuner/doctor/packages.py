@@ -61,7 +61,7 @@ def _gpus(machine: Machine, build: software.TorchBuild) -> Iterator[Diagnosis]:
         error = _try_gpu()
         fix = "update the driver, or install a torch for it: https://pytorch.org/get-started/locally"
         yield Diagnosis("torch on GPU", error, "fail", fix) if error else Diagnosis("torch on GPU", "computes")
-    elif not machine.gpus and not machine.other_gpu:
+    elif not machine.has_gpu:
         text = "none; full-size models need one, nano does not"
         yield Diagnosis("GPU", text, "warning", "simpletuner train --example nano")
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import simpletuner
 from simpletuner.doctor.diagnosis import Diagnosis
-from simpletuner.machine import Machine
-from simpletuner.models.digests import memory_path
+from simpletuner.machine import Machine, existing, state_dir
 
 GIB = 2**30
 LEAST_RAM = 4 * GIB  # torch, its libraries and a scan of pictures
@@ -63,7 +62,7 @@ def _handles() -> int | None:
 
 def state_folder() -> Diagnosis:
     """Where hashes and measured rates are kept between runs."""
-    folder = memory_path().parent
+    folder = state_dir()
     if error := unwritable(folder):
         fix = "set SIMPLETUNER_STATE_DIR to a folder that can be written"
         return Diagnosis("state folder", f"{folder}: {error}", "fail", fix, "disk")
@@ -71,14 +70,6 @@ def state_folder() -> Diagnosis:
         fix = "set SIMPLETUNER_STATE_DIR to a folder on a disk of this machine"
         return Diagnosis("state folder", f"{folder} is on a network disk ({kind})", "warning", fix)
     return Diagnosis("state folder", str(folder))
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    folder = folder.expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def unwritable(folder: Path) -> str:

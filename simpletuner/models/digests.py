@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+from contextlib import suppress
 from pathlib import Path
+
+from simpletuner import newfile
+from simpletuner.machine import state_dir
 
 # Precisions by the words of the options, as torch prints them: fingerprints hold these.
 PRECISIONS = {"bf16": "torch.bfloat16", "default": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32",
@@ -18,8 +21,7 @@ BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git and LFS hashes
 
 
 def memory_path() -> Path:
-    folder = os.environ.get("SIMPLETUNER_STATE_DIR") or "~/.simpletuner"
-    return Path(folder).expanduser() / "hashes.json"
+    return state_dir() / "hashes.json"
 
 
 def _remembered(path: Path) -> dict[str, list]:
@@ -61,13 +63,8 @@ def digest(path: Path, *, remember: bool = True) -> str:
 
 def _remember(key: str, entry: list) -> None:
     path = memory_path()
-    aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(_remembered(path) | {key: entry}), "utf-8")
-        os.replace(aside, path)
-    except OSError:  # a read-only home: the file is hashed again next time
-        aside.unlink(missing_ok=True)
+    with suppress(OSError):  # a read-only home: the file is hashed again next time
+        newfile.replace(path, json.dumps(_remembered(path) | {key: entry}).encode())
 
 
 def combine(*parts: object) -> str:

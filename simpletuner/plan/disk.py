@@ -9,7 +9,7 @@ from pathlib import Path
 
 from simpletuner.config import Config
 from simpletuner.errors import Problem
-from simpletuner.machine import disk_free
+from simpletuner.machine import disk_free, existing
 from simpletuner.models.options import Model
 from simpletuner.models.places import hub_cache
 from simpletuner.optim.table import numbers_kept
@@ -104,19 +104,11 @@ def problems(found: Disk, output_dir: Path) -> list[Problem]:
             need, free = f"about {volume.needed / 1e9:.1f} GB are needed", f"{volume.free / 1e9:.1f} are free"
             fix = "free some space, or keep fewer checkpoints (checkpoints_total_limit)"
             wrong.append(Problem(f"{volume.folder}: {need} and {free}", "disk", fix=fix))
-    if not os.access(_there(output_dir), os.W_OK):
+    if not os.access(existing(output_dir), os.W_OK):
         message = f"{output_dir}: it cannot be written"
         wrong.append(Problem(message, "disk", fix="give an output_dir that can be written", keys=("output_dir",)))
     return wrong
 
 
 def _device(folder: Path) -> int:
-    return _there(folder).stat().st_dev
-
-
-def _there(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return place
+    return existing(folder).stat().st_dev

@@ -12,8 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from simpletuner import newfile
 from simpletuner.config import Config
 from simpletuner.events import read_lines
+from simpletuner.machine import state_dir
 from simpletuner.memory.options import Memory
 from simpletuner.models.options import Model
 from simpletuner.plan.work import Work
@@ -65,7 +67,7 @@ def setting(config: Config, device: str, pixels: float) -> Setting:
 
 
 def path(environ: Mapping[str, str] = os.environ) -> Path:
-    return Path(environ.get("SIMPLETUNER_STATE_DIR") or "~/.simpletuner").expanduser() / "rates.json"
+    return state_dir(environ) / "rates.json"
 
 
 def learn(wanted: Setting, work: Work, output_dir: Path, attempt: int) -> None:
@@ -73,12 +75,8 @@ def learn(wanted: Setting, work: Work, output_dir: Path, attempt: int) -> None:
     measured = _measured(work, output_dir, attempt)
     records = [record for record in _records() if _setting(record) != wanted]
     records.append(asdict(wanted) | {name: rate for name, rate in asdict(measured).items() if rate})
-    file = path()
-    aside = file.with_name(f"{file.name}.tmp-{os.getpid()}")
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(records[-KEPT:], indent=1), "utf-8")
-        os.replace(aside, file)
+        newfile.replace(path(), json.dumps(records[-KEPT:], indent=1).encode())
 
 
 def known(wanted: Setting) -> tuple[Rates, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from simpletuner.adapters.options import Adapter
@@ -34,11 +34,7 @@ class Change:
 
     def applied(self, config: Config) -> Config:
         """The configuration with these values, for estimates: nothing is checked."""
-        groups = dict(config.groups)
-        for name, group in groups.items():
-            own = {key: value for key, value in self.values.items() if key in type(group).model_fields}
-            groups[name] = group.model_copy(update=own)
-        return replace(config, groups=groups)
+        return config.changed(**self.values)
 
 
 def changes(config: Config, images: Sequence[ImageSet], validation: bool = False) -> list[Change]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import simpletuner
-from simpletuner import editing, examples, reading
+from simpletuner import editing, examples, newfile, reading
 from simpletuner.errors import ConfigError, DiskError, raise_errors
 from simpletuner.groups import FORMER
 
@@ -199,9 +198,7 @@ def _restore(path: Path, content: bytes | None) -> None:
     if content is None:
         path.unlink(missing_ok=True)
     elif path.read_bytes() != content:
-        aside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        newfile.replace(path, content)
 
 
 @contextmanager

@@ -15,10 +15,8 @@ from simpletuner import inspection
 from simpletuner.check import read_datasets
 from simpletuner.config import Config
 from simpletuner.data.library import Library, Shelf
-from simpletuner.data.options import Data
 from simpletuner.data.scan import is_image
 from simpletuner.errors import Problem
-from simpletuner.training.options import Training
 
 DEPTH, MOST_FOLDERS = 3, 500  # of the search for pictures: it must not wander through a whole disk
 NOT_PICTURES = ("simpletuner-results", "node_modules", "cache", "venv", "site-packages")
@@ -60,19 +58,13 @@ class Gallery:
         index = abs(hash(str(entry.get("instance_data_dir"))))
         file = self.folder / "datasets.json"
         file.write_text(json.dumps([{**entry, "cache_dir_vae": str(self.folder / f"{index:x}")}]), "utf-8")
-        datasets, problems = read_datasets(self._aside(config, file))
+        aside = config.changed(data_backend_config=file, cache_dir_text=None, output_dir=self.folder)
+        datasets, problems = read_datasets(aside)
         if datasets is None:
             return None, problems
         library, found = inspection.survey(config, datasets)
         library.close()
         return Survey(library, tuple(found)), problems
-
-    def _aside(self, config: Config, file: Path) -> Config:
-        """The configuration with its files in this folder."""
-        groups = dict(config.groups)
-        groups["Data"] = config[Data].model_copy(update={"data_backend_config": file, "cache_dir_text": None})
-        groups["Training"] = config[Training].model_copy(update={"output_dir": self.folder})
-        return Config(groups, {}, config.path)
 
 
 def folders_of_pictures(start: Path) -> list[tuple[str, int]]:

@@ -13,26 +13,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from simpletuner import newfile
+from simpletuner.machine import state_dir
 from simpletuner.wizard import answers
 from simpletuner.wizard.session import Session
 
 
 def _place(config: Path, environ: Mapping[str, str]) -> Path:
-    home = Path(environ.get("SIMPLETUNER_STATE_DIR") or "~/.simpletuner").expanduser()
     name = hashlib.sha256(str(config.absolute()).encode()).hexdigest()[:16]
-    return home / "configure" / f"{name}.json"
+    return state_dir(environ) / "configure" / f"{name}.json"
 
 
 def keep(session: Session, environ: Mapping[str, str] = os.environ) -> bool:
     """Keeps the answers given so far; whether that could be done and there were any."""
     if not session.answers:
         return False
-    place = _place(session.documents.config, environ)
-    aside = place.with_name(f"{place.name}.tmp-{os.getpid()}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(answers.text(session), "utf-8")
-        os.replace(aside, place)
+        newfile.replace(_place(session.documents.config, environ), answers.text(session).encode())
     except OSError:
         return False
     return True

@@ -37,7 +37,7 @@ def _named(gpu: Gpu) -> str:
 
 
 def _modes(session: Session) -> Sequence[Choice]:
-    names = {"disabled": "one GPU" if session.machine.gpus or session.machine.other_gpu else "the CPU"}
+    names = {"disabled": "one GPU" if session.machine.has_gpu else "the CPU"}
     several = len(session.machine.gpus) > 1
     offered = session.available(MODE) if several else [("disabled", "")]
     return [Choice(name, names.get(name, line)) for name, line in offered]
@@ -125,8 +125,7 @@ def _note(name: str, found: Fit) -> str:
 
 def _precision_proposal(session: Session) -> str:
     offered = [one.value for one in _precisions(session)]
-    on_cpu = not session.machine.gpus and not session.machine.other_gpu
-    if on_cpu and COMPUTE not in {**session.documents.values, **session.preset.values}:
+    if not session.machine.has_gpu and COMPUTE not in {**session.documents.values, **session.preset.values}:
         return offered[0]
     base, computed = session.option(BASE), session.option(COMPUTE)
     now = next((name for name, value in COMPUTED.items() if value == computed), "bf16")

@@ -25,16 +25,15 @@ def _choices(session: Session) -> Sequence[Choice]:
 
 def _proposal(session: Session) -> str:
     offered = [one.value for one in _choices(session)]
-    has_gpu = bool(session.machine.gpus or session.machine.other_gpu)
     chosen = KEY in session.documents.values or KEY in session.preset.values
     now = session.option(KEY)
-    if not has_gpu and not chosen and "nano" in offered:
+    if not session.machine.has_gpu and not chosen and "nano" in offered:
         return "nano"
     return now if now in offered else offered[0]
 
 
 def _seen(session: Session) -> Sequence[str]:
-    if session.machine.gpus or session.machine.other_gpu:
+    if session.machine.has_gpu:
         return ()
     return ("without a GPU only nano trains in minutes; the others would take weeks",)
 

@@ -23,8 +23,7 @@ def _choices(session: Session) -> Sequence[Choice]:
 def _proposal(session: Session) -> str:
     if session.documents.values:
         return EXISTING
-    has_gpu = bool(session.machine.gpus or session.machine.other_gpu)
-    return "subject" if has_gpu or NANO not in EXAMPLES else NANO
+    return "subject" if session.machine.has_gpu or NANO not in EXAMPLES else NANO
 
 
 QUESTION = Question("Start from?", (choice("start", "Start", HELP, _choices, _proposal),))
