@@ -59,7 +59,7 @@ def contents(run: Run, library: Library, adapter: Adapter, optimizer: torch.opti
         check=adapter.check,
         estimated_bytes=checkpoint_bytes(
             sum(p.numel() * p.element_size() for p in adapter.parameters().values()),
-            copies=len({kind.state, kind.export}),
+            copies=kind.copies,
             optimizer=run.config[Optimizer].optimizer,
         ),
     )

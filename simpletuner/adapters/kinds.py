@@ -26,6 +26,11 @@ class Kind:
         return self.entry.load()
 
     @property
+    def copies(self) -> int:
+        """How often a checkpoint holds what is trained: once if the export is the exact state as well."""
+        return len({self.state, self.export})
+
+    @property
     def published(self) -> str:
         """Where `export` lies at the end of a run: the result itself, or a part of the whole model that it is."""
         return self.result if self.base_stays else f"{self.result}/{self.export}"

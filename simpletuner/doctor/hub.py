@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from simpletuner.config import Config
 from simpletuner.doctor.diagnosis import Diagnosis
 from simpletuner.errors import SimpleTunerError
-from simpletuner.models import access, families
+from simpletuner.models import access, families, places
 from simpletuner.models.options import Model
 from simpletuner.models.places import Place
 from simpletuner.rules.hub import logged_in
@@ -29,7 +29,7 @@ def _login() -> str:
 
 def endpoint(*, offline: bool) -> Iterator[Diagnosis]:
     """Whether the hub answers, where no model is known that could be asked for."""
-    place = access.endpoint()
+    place = places.endpoint()
     if reason := _unasked(offline):
         yield Diagnosis("hub", f"{place} not checked ({reason})")
         return
@@ -54,33 +54,31 @@ def model(config: Config, *, offline: bool) -> Iterator[Diagnosis]:
         first = error.problems[0]
         yield Diagnosis("model", first.message, "fail", first.fix, first.area)
         return
-    page = f"{access.endpoint()}/{place.name}"
     if not missing:
         yield Diagnosis("model", f"{place.name} is on this disk")
     elif place.local:
         text = f"{place.name} has no {', '.join(missing)}"
         yield Diagnosis("model", text, "fail", "give a whole model in the diffusers layout", "config")
-    elif flavour.gated and place.name == flavour.repository and not logged_in(os.environ):
+    elif access.gated(flavour, place) and not logged_in(os.environ):
         text = f"{place.name} is gated, and this machine has no login"
-        yield Diagnosis("model", text, "fail", f"accept the terms at {page}, then: hf auth login", "auth")
+        yield Diagnosis("model", text, "fail", place.terms, "auth")
     elif reason := _unasked(offline):
         text = f"{place.name} is not on this disk, access not checked ({reason})"
         yield Diagnosis("model", text, "warning", f"hf download {place.name}")
     else:
-        yield _access(place, page)
+        yield _access(place)
 
 
-def _access(place: Place, page: str) -> Diagnosis:
+def _access(place: Place) -> Diagnosis:
     status, wrong = access.reply(place)
     if status == access.NO_ANSWER:
-        text = f"{place.name} is not on this disk, and {access.endpoint()} does not answer: {wrong}"
+        text = f"{place.name} is not on this disk, and {places.endpoint()} does not answer: {wrong}"
         return Diagnosis("model", text, "fail", f"check the connection, or: {MIRROR}", "remote")
     if status in REFUSED:
-        fix = f"accept the terms at {page}, then: hf auth login"
-        return Diagnosis("model", f"this login may not read {place.name}", "fail", fix, "auth")
+        return Diagnosis("model", f"this login may not read {place.name}", "fail", place.terms, "auth")
     if status == MISSING:
-        text = f"{page} does not exist for this login, or has no revision {place.revision or 'main'}"
+        text = f"{place.page} does not exist for this login, or has no revision {place.revision or 'main'}"
         return Diagnosis("model", text, "fail", "correct the name; for a private one: hf auth login", "auth")
     if status >= 400:
-        return Diagnosis("model", f"{page} answers {status} {wrong}", "warning", "try again later")
+        return Diagnosis("model", f"{place.page} answers {status} {wrong}", "warning", "try again later")
     return Diagnosis("model", f"{place.name} can be fetched, {_login()}")

@@ -12,7 +12,7 @@ from simpletuner.data.datasets import Datasets, ImageSet
 from simpletuner.data.index import Index
 from simpletuner.data.library import Library, Shelf, index_path
 from simpletuner.data.options import Data
-from simpletuner.errors import Problem
+from simpletuner.errors import Problem, Severity
 from simpletuner.events import Event, EventLog
 from simpletuner.training.options import Training
 
@@ -24,12 +24,7 @@ def survey(config: Config, datasets: Datasets, only: str | None = None) -> tuple
     """
     training, events = config[Training], EventLog(None)
     told: list[Problem] = []
-
-    def hear(event: Event) -> None:
-        if event.type == "warning":
-            told.append(Problem(event.data["message"], "dataset", "notice", fix=event.data["fix"]))
-
-    events.subscribe(hear)
+    events.subscribe(lambda event: told.extend(warned(event, "dataset")))
     if only:
         datasets = replace(datasets, images=tuple(image for image in datasets.images if image.id == only))
     library, problems = libraries.survey(
@@ -41,6 +36,14 @@ def survey(config: Config, datasets: Datasets, only: str | None = None) -> tuple
         events=events,
     )
     return library, [*problems, *told]
+
+
+def warned(event: Event, area: str) -> list[Problem]:
+    """What an event warns of; nothing for the others."""
+    if event.type != "warning":
+        return []
+    severity: Severity = "notice" if event.severity == "notice" else "warning"
+    return [Problem(event.data["message"], area, severity, fix=event.data.get("fix", ""))]
 
 
 @dataclass(frozen=True)

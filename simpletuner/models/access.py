@@ -8,10 +8,10 @@ import urllib.request
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from simpletuner.models.places import Place
+from simpletuner.models import Flavour
+from simpletuner.models.places import Place, endpoint
 
 Answer = Literal["granted", "refused", "not checked"]
-PUBLIC = "https://huggingface.co"
 SECONDS = 3.0
 REFUSALS = (401, 403, 404)  # a private repository is not found by those who may not see it
 FILE = "model_index.json"
@@ -34,8 +34,9 @@ class _SameHost(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
+def gated(flavour: Flavour, place: Place) -> bool:
+    """Whether the flavour's terms guard the model at `place`; another model has terms of its own."""
+    return flavour.gated and place.name == flavour.repository
 
 
 def offline() -> bool:

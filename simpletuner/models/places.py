@@ -10,6 +10,7 @@ from pathlib import Path
 
 from simpletuner.errors import AccessError, ConfigError, RemoteError
 
+PUBLIC = "https://huggingface.co"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PICKLE = "it is a pickle, which can run any code when it is opened"
 REFUSED = {
@@ -20,6 +21,11 @@ REFUSED = {
     ".gguf": "GGUF files cannot be read yet",
     ".safetensors": "single-file models cannot be read yet",
 }
+
+
+def endpoint() -> str:
+    """The address of the hub, or of the mirror in use."""
+    return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
 
 
 def hub_cache(cache_dir: str | None) -> Path:
@@ -66,6 +72,16 @@ class Place:
     def local(self) -> bool:
         return Path(os.path.expanduser(self.name)).is_dir()
 
+    @property
+    def page(self) -> str:
+        """Its address on the hub."""
+        return f"{endpoint()}/{self.name}"
+
+    @property
+    def terms(self) -> str:
+        """What gives access where it is gated."""
+        return f"accept the terms at {self.page}, then: hf auth login"
+
     def fetch(self, patterns: Iterable[str]) -> Path:
         """The folder below which the files that match `patterns` lie, as far as they exist."""
         if self.local:
@@ -89,12 +105,11 @@ class Place:
         """The hub's error in the user's words; an error that is not the hub's comes back as it is."""
         from huggingface_hub import errors as hub
 
-        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        page = f"{endpoint.rstrip('/')}/{self.name}"
+        page = self.page
         if isinstance(error, hub.GatedRepoError):
             return AccessError(
                 f"{self.name} is gated and this machine has no access to it",
-                fix=f"accept the terms at {page}, then run: hf auth login",
+                fix=self.terms,
             )
         if isinstance(error, hub.RevisionNotFoundError):
             return ConfigError(f"{self.name} has no revision {self.revision}", fix=f"see {page}/tree/main")
@@ -106,7 +121,7 @@ class Place:
         if isinstance(error, (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, ConnectionError)):
             reason = str(error).strip().splitlines()[0]
             return RemoteError(
-                f"{self.name} could not be downloaded from {endpoint}: {reason}",
+                f"{self.name} could not be downloaded from {endpoint()}: {reason}",
                 fix="check the connection, set HF_ENDPOINT to a mirror, or give a local folder",
             )
         return error

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simpletuner import inspection
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.check import Checked, on_machine
 from simpletuner.config import Config
 from simpletuner.data.datasets import Datasets
 from simpletuner.data.health import Health, examine
-from simpletuner.data.library import Library, survey
-from simpletuner.data.options import Data
+from simpletuner.data.library import Library
 from simpletuner.data.sampling import batches_per_epoch
-from simpletuner.errors import Problem, Severity, SimpleTunerError, has_errors
-from simpletuner.events import Event, EventLog
+from simpletuner.errors import Problem, SimpleTunerError, has_errors
+from simpletuner.events import EventLog
 from simpletuner.machine import Machine
 from simpletuner.models import FamilyRecord, Flavour, access, families
 from simpletuner.models.options import Model
@@ -29,7 +29,7 @@ from simpletuner.optim.options import Optimizer
 from simpletuner.plan import disk as disks
 from simpletuner.plan import fit as fits
 from simpletuner.plan import memory, needs, rates, resume, work
-from simpletuner.plan.caches import Cache, image_cache, text_cache
+from simpletuner.plan.caches import Cache, cache_folders, summed
 from simpletuner.plan.calendar import Calendar, calendar
 from simpletuner.plan.disk import Disk
 from simpletuner.plan.fit import Fit, Remedy
@@ -65,6 +65,7 @@ class Base:
     flavour: Flavour
     name: str  # hub id or folder
     here: bool  # all of it is on this disk
+    gated: bool
     access: str  # granted, refused, not checked
 
 
@@ -118,10 +119,10 @@ def make(checked: Checked, machine: Machine, ask: Callable[[Place], access.Answe
     config, problems = checked.config, list(checked.problems)
     if checked.failed or checked.datasets is None:
         return Plan(config, None, tuple(problems))
-    log = EventLog(None)
-    log.subscribe(lambda event: problems.extend(_told(event)))
-    library, found = _survey(config, checked.datasets, log)
+    library, found = inspection.survey(config, checked.datasets)
     problems += found
+    log = EventLog(None)
+    log.subscribe(lambda event: problems.extend(inspection.warned(event, "disk")))
     try:
         planner = _Planner(config, checked.datasets, library, machine, log, ask)
         details = planner.details()
@@ -132,20 +133,6 @@ def make(checked: Checked, machine: Machine, ask: Callable[[Place], access.Answe
     finally:
         library.close()
     return Plan(config, details, tuple(dict.fromkeys(problems)))
-
-
-def _survey(config: Config, datasets: Datasets, log: EventLog) -> tuple[Library, list[Problem]]:
-    size, accumulation = config[Training].train_batch_size, config[Training].gradient_accumulation_steps
-    return survey(datasets, config[Data], batch_size=size, accumulation=accumulation, ranks=1, events=log)
-
-
-def _told(event: Event) -> list[Problem]:
-    """What the datasets and checkpoints warn of."""
-    if event.type != "warning":
-        return []
-    severity: Severity = "notice" if event.severity == "notice" else "warning"
-    area = "disk" if event.data["code"].startswith("checkpoint") else "dataset"
-    return [Problem(event.data["message"], area, severity, fix=event.data.get("fix", ""))]
 
 
 class _Planner:
@@ -188,7 +175,7 @@ class _Planner:
         )
         caches = self.caches(prompts)
         fit, remedies = self.fit()
-        weights = memory.adapter_weights(config, self.family, self.shapes) * memory.trained_bytes(config)
+        weights = memory.result_bytes(config, self.family, self.shapes)
         return Details(
             datasets=tuple(examine(shelf) for shelf in library.shelves),
             dropouts=tuple(sorted({shelf.dataset.entry.caption_dropout_probability for shelf in library.shelves})),
@@ -222,10 +209,9 @@ class _Planner:
 
     def caches(self, prompts: list[Prompt]) -> tuple[Cache, ...]:
         texts = needs.texts(self.config, self.library, prompts)
-        return (
-            text_cache(self.config, self.datasets, self.on_disk, self.shapes, texts),
-            image_cache(self.config, self.library, self.on_disk, self.shapes),
-        )
+        folders = cache_folders(self.config, self.datasets, self.library, texts, self.on_disk, self.shapes)
+        *images, text = folders
+        return summed("text", [text]), summed("images", images)
 
     def fit(self) -> tuple[Fit, list[Remedy]]:
         buckets = sorted({item.placement.bucket for shelf in self.library.shelves for item in shelf.items})
@@ -237,14 +223,13 @@ class _Planner:
 
     def disk(self, caches: tuple[Cache, ...], times: Calendar, pictures: list[Shot], weights: int) -> Disk:
         config, kind = self.config, KINDS[self.config[Model].model_type]
-        copies = len({kind.state, kind.export})
         download = self.on_disk.bytes_to_fetch(self.shapes)
         beside = 0 if kind.base_stays else 2 * (self.shapes.encoders + self.shapes.vae)  # the other parts are copied
         found = disks.disk(
             config,
             download=download,
             caches=caches,
-            checkpoint=disks.checkpoint_bytes(weights, copies, config[Optimizer].optimizer),
+            checkpoint=disks.checkpoint_bytes(weights, kind.copies, config[Optimizer].optimizer),
             num_checkpoints=disks.at_once(config[Saving], len(times.saves), len(self.checkpoints.steps())),
             images=disks.image_bytes(config[Validation], pictures, len(times.images)),
             result=weights if kind.base_stays else beside,
@@ -263,16 +248,12 @@ class _Planner:
 
     def base(self) -> Base:
         place, here = self.on_disk.place, not self.on_disk.missing
-        gated = self.flavour.gated and place.name == self.flavour.repository  # another model has terms of its own
+        gated = access.gated(self.flavour, place)
         answer = self.ask(place) if gated and not here else "not checked"
         if answer == "refused":
-            fix = "accept the terms on its page, then run: hf auth login"
-            self.problems.append(
-                Problem(f"{place.name} is gated and this machine has no access to it", "auth", fix=fix)
-            )
+            message = f"{place.name} is gated and this machine has no access to it"
+            self.problems.append(Problem(message, "auth", fix=place.terms))
         elif not here and answer == "not checked" and gated:
             message = f"{place.name} is gated and not on this disk: whether this machine has access was not checked"
-            self.problems.append(
-                Problem(message, "auth", "warning", fix="accept the terms on its page, then: hf auth login")
-            )
-        return Base(self.flavour, place.name, here, answer)
+            self.problems.append(Problem(message, "auth", "warning", fix=place.terms))
+        return Base(self.flavour, place.name, here, gated, answer)

@@ -104,6 +104,11 @@ def trained_bytes(config: Config) -> int:
     return 2 if config[Optimizer].optimizer == "adamw_bf16" else 4
 
 
+def result_bytes(config: Config, family: FamilyRecord, shapes: Shapes) -> int:
+    """What is trained, as it is kept: about what a run leaves."""
+    return adapter_weights(config, family, shapes) * trained_bytes(config)
+
+
 def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size: tuple[int, int]) -> int:
     """What the forward pass keeps for the backward pass, and what that needs in flight."""
     unit = _unit(config, shapes, size) * config[Training].train_batch_size

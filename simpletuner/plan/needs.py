@@ -42,14 +42,14 @@ def pictures(config: Config, wanted: list[Prompt]) -> list[Shot]:
     return shots.plan(wanted, resolution, options, Defaults.of(options), seed=config[Training].seed, step=0)
 
 
-def updates_per_epoch(config: Config, library: Library) -> float:
+def updates_per_epoch(config: Config, library: Library, ranks: int = 1) -> float:
     """Optimizer steps in one pass over the data; an epoch may end within a step."""
-    return batches_per_epoch(library.pools()) / config[Training].gradient_accumulation_steps
+    return batches_per_epoch(library.pools(), ranks) / config[Training].gradient_accumulation_steps
 
 
-def total_steps(config: Config, library: Library) -> int:
+def total_steps(config: Config, library: Library, ranks: int = 1) -> int:
     """Optimizer steps of the whole run."""
     training = config[Training]
     if training.max_train_steps:
         return training.max_train_steps
-    return math.ceil(updates_per_epoch(config, library) * training.num_train_epochs)
+    return math.ceil(updates_per_epoch(config, library, ranks) * training.num_train_epochs)

@@ -203,7 +203,7 @@ def _outcome(plan: Plan, details: Details) -> Iterator[Row]:
     kind = KINDS[config[Model].model_type]
     size = f"   {_bytes(details.weight_bytes)}" if kind.base_stays else ""
     yield "OUTPUT", f"{shown_path(plan.result)}{size}"
-    gated = "; gated: access " + base.access if base.flavour.gated and not base.here else ""
+    gated = "; gated: access " + base.access if base.gated and not base.here else ""
     yield "LICENCE", f"{base.flavour.licence}{gated}. The result inherits it."
     yield "REMOTE", remote(config)
 

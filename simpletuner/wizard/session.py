@@ -113,6 +113,13 @@ class Session:
         return inherited if key in Data.model_fields else ImageEntry.model_fields[key].get_default()
 
     @property
+    def ranks(self) -> int:
+        """Processes of the run as answered, one for each GPU."""
+        if self.answers.get("gpus") == "auto":
+            return max(1, len(self.machine.gpus))
+        return len(self.answers.get("gpu_ids") or [0])
+
+    @property
     def family(self) -> FamilyRecord:
         return families()[self.draft()[Model].model_family]
 

@@ -22,10 +22,9 @@ def result_bytes(session: Session, **more: Any) -> int:
     config = session.draft(**more)
     family = session.family
     try:
-        count = memory.adapter_weights(config, family, family.shapes(config[Model]))
+        return memory.result_bytes(config, family, family.shapes(config[Model]))
     except ConfigError as error:
         raise Wrong(error.problems[0].message, error.problems[0].fix) from error
-    return count * memory.trained_bytes(config)
 
 
 def _kinds(session: Session) -> Sequence[Choice]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simpletuner.data.library import Library
-from simpletuner.data.sampling import batches_per_epoch
 from simpletuner.models.options import Model
-from simpletuner.plan import rates, work
+from simpletuner.plan import needs, rates, work
+from simpletuner.plan.time import time
 from simpletuner.wizard.questions import Field, Question, Wrong
 from simpletuner.wizard.session import Session
 
@@ -29,15 +28,12 @@ def _library(session: Session) -> Library:
 
 
 def steps_per_epoch(session: Session) -> float:
-    ranks = len(session.machine.gpus) if session.answers.get("gpus") == "auto" else 1
-    ranks = len(session.answers.get("gpu_ids") or [0] * max(1, ranks))
-    return batches_per_epoch(_library(session).pools(), ranks) / session.option("gradient_accumulation_steps")
+    return needs.updates_per_epoch(session.draft(), _library(session), session.ranks)
 
 
 def total_steps(session: Session) -> int:
     """Of the run as answered."""
-    steps = session.option(STEPS)
-    return steps or math.ceil(session.option(EPOCHS) * steps_per_epoch(session))
+    return needs.total_steps(session.draft(), _library(session), session.ranks)
 
 
 def _proposal(session: Session) -> str:
@@ -77,22 +73,21 @@ def _outcome(session: Session) -> Sequence[str]:
     if session.documents.num_image_sets > 1:
         lines = [f"{lines[0]}, counted without the other datasets of {session.documents.datasets}"]
     samples = "" if session.option("validation_disable") else "; sample images come on top"
-    return lines + ([f"training takes {time}{samples}"] if (time := _time(session, total)) else [])
+    return lines + ([f"training takes {taken}{samples}"] if (taken := _time(session, total)) else [])
 
 
 def _time(session: Session, steps: int) -> str:
     """From the rates of earlier runs on this machine, else a wide guess; empty if nothing is known of it."""
-    config, library, device = session.draft(), _library(session), session.machine.device_name
-    each = work.of(config, session.family.shapes(config[Model]), library, []).step
-    areas = [item.placement.bucket.area for shelf in library.shelves for item in shelf.items]
-    known, basis = rates.known(rates.setting(config, device, sum(areas) / max(1, len(areas))))
-    if known.step:
-        return f"about {_span(steps * each / known.step)}, {basis}"
-    guess = rates.guess(device, session.machine.cores)
-    if guess is None:
+    config, library, machine = session.draft(), _library(session), session.machine
+    setting = rates.setting(config, machine.device_name, work.mean_pixels(library))
+    effort = work.of(config, session.family.shapes(config[Model]), library, [])
+    found = time(setting, effort, machine.cores, steps=steps, images=0, texts=0, latents=0)
+    if found.training is None:
         return ""
-    slow, fast = (steps * each / rate for rate in guess)
-    return f"between {_span(fast)} and {_span(slow)}, a guess before the first run here"
+    low, high = found.training.low, found.training.high
+    if low == high:
+        return f"about {_span(low)}, {found.basis}"
+    return f"between {_span(low)} and {_span(high)}, a guess before the first run here"
 
 
 def _span(seconds: float) -> str:

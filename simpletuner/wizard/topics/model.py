@@ -50,13 +50,13 @@ def _outcome(session: Session) -> Sequence[str]:
 
 def _unsure(session: Session) -> bool:
     """Whether there is something to ask the hub."""
-    return session.flavour.gated and bool(session.family.on_disk(session.draft()[Model]).missing)
+    on_disk = session.family.on_disk(session.draft()[Model])
+    return access.gated(session.flavour, on_disk.place) and bool(on_disk.missing)
 
 
 def _access(session: Session) -> Sequence[str]:
-    page = f"its terms: {access.endpoint()}/{session.flavour.repository}, then: hf auth login"
     if session.answers.get("access") != YES:
-        return (page,)
+        return (f"its terms: {session.family.on_disk(session.draft()[Model]).place.page}, then: hf auth login",)
     from simpletuner.doctor import hub
 
     return [line for found in hub.model(session.draft(), offline=False) for line in (found.text, found.fix) if line]

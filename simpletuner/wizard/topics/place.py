@@ -11,7 +11,9 @@ from simpletuner.adapters.kinds import KINDS
 from simpletuner.groups import OPTIONS
 from simpletuner.launch import RESOLVED
 from simpletuner.machine import disk_free
-from simpletuner.plan.disk import checkpoint_bytes
+from simpletuner.optim.options import Optimizer
+from simpletuner.plan.disk import at_once, checkpoint_bytes
+from simpletuner.training.options import Saving
 from simpletuner.wizard.questions import Field, Question, Wrong, option, text
 from simpletuner.wizard.session import Session
 from simpletuner.wizard.topics.adapter import result_bytes
@@ -73,11 +75,9 @@ def _every(session: Session) -> int:
 
 
 def _disk(session: Session) -> Sequence[str]:
-    kind, kept = KINDS[session.option("model_type")], session.option(KEPT)
-    copies = 1 if kind.state == kind.export else 2
-    each = checkpoint_bytes(result_bytes(session), copies, session.option("optimizer"))
-    saves = -(-total_steps(session) // session.option(EVERY))
-    most = min(saves, kept + 1) if kept else saves
+    config, kind = session.draft(), KINDS[session.option("model_type")]
+    each = checkpoint_bytes(result_bytes(session), kind.copies, config[Optimizer].optimizer)
+    most = at_once(config[Saving], -(-total_steps(session) // config[Saving].checkpoint_step_interval), 0)
     free = disk_free(Path(str(session.answers["output"])).expanduser())
     count = f"{most} checkpoint{'s' * (most != 1)}"
     return (f"{count} of {_gb(each)}: {_gb(most * each)} of {_gb(free)} free",)

@@ -113,11 +113,8 @@ def _cut_outcome(session: Session) -> Sequence[str]:
 
 def _update(session: Session) -> int:
     """Pictures of one update."""
-    ranks = len(session.answers.get("gpu_ids") or [0])
-    if session.answers.get("gpus") == "auto":
-        ranks = max(1, len(session.machine.gpus))
     size = session.entry.get("train_batch_size") or session.option("train_batch_size")
-    return int(size) * int(session.option("gradient_accumulation_steps")) * ranks
+    return int(size) * int(session.option("gradient_accumulation_steps")) * session.ranks
 
 
 def _too_small(session: Session) -> bool:
