@@ -37,6 +37,7 @@ TRANSFORMER = {
     "guidance_embeds": True,
     "axes_dims_rope": [16, 56, 56],
 }
+ENCODERS = ("text_encoder", "text_encoder_2")
 SHARD_BYTES = 4_000_000_000
 WARM_STEPS = 5  # not timed: allocator and autotuning settle
 
@@ -78,6 +79,7 @@ def write_small_parts(folder: Path) -> None:
     for part in ("tokenizer", "tokenizer_2", "scheduler"):
         shutil.copytree(nano / part, folder / part)
     shutil.copyfile(nano / "model_index.json", folder / "model_index.json")
+    words = {part: json.loads((nano / part / "config.json").read_text())["vocab_size"] for part in ENCODERS}
     torch.manual_seed(0)
     AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -93,12 +95,22 @@ def write_small_parts(folder: Path) -> None:
     ).save_pretrained(folder / "vae")
     CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=1500, hidden_size=768, intermediate_size=768, num_hidden_layers=1, num_attention_heads=12
+            vocab_size=words["text_encoder"],
+            hidden_size=768,
+            intermediate_size=768,
+            num_hidden_layers=1,
+            num_attention_heads=12,
         )
     ).save_pretrained(folder / "text_encoder")
     T5EncoderModel(
         T5Config(
-            vocab_size=1500, d_model=4096, d_kv=64, d_ff=1024, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu"
+            vocab_size=words["text_encoder_2"],
+            d_model=4096,
+            d_kv=64,
+            d_ff=1024,
+            num_layers=1,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
         )
     ).save_pretrained(folder / "text_encoder_2")
 

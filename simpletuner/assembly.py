@@ -12,16 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simpletuner import residence
 from simpletuner.adapters import options as adapter_options
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.config import Config
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.keys import text_key
-from simpletuner.memory.options import Memory
+from simpletuner.memory.options import Memory, Offload
 from simpletuner.models import FamilyRecord, families
 from simpletuner.models.options import Model, ModelMemory
 from simpletuner.optim.options import Optimizer
+from simpletuner.plan.quantised import DENOISER, pipeline_settings
 from simpletuner.protocols import Adapter
+from simpletuner.quantization import probe as probes
+from simpletuner.quantization import shelf
+from simpletuner.quantization.packer import Packer, Via
 from simpletuner.training.options import Speed, Training
 from simpletuner.training.precision import DTYPES, Precision
 from simpletuner.types import Size
@@ -31,8 +36,11 @@ def record(config: Config) -> FamilyRecord:
     return families()[config[Model].model_family]
 
 
-def load_family(config: Config, precision: Precision) -> Any:
-    """Finds all parts of the model; downloads nothing large and loads nothing yet."""
+def load_family(config: Config, precision: Precision, suspicious: bool = False) -> Any:
+    """Finds all parts of the model; downloads nothing large and loads nothing yet.
+
+    suspicious: the last run ended without a word, so what was kept of quantised weights is read and compared first.
+    """
     model, parts, own = config[Model], config[ModelMemory], record(config)
     family = own.load()(
         model,
@@ -44,9 +52,46 @@ def load_family(config: Config, precision: Precision) -> Any:
         seed=config[Training].seed,
         tiling=parts.vae_enable_tiling,
         slicing=parts.vae_enable_slicing,
+        quantizers=quantizers(config, precision, suspicious),
     )
     family.prepare()
     return family
+
+
+def quantizers(config: Config, precision: Precision, suspicious: bool = False) -> dict[str, Packer]:
+    """By part of the model: those whose matrices are kept in fewer bits."""
+    memory, root = config[Memory], None
+    if memory.quantize_cache:
+        root = shelf.root_of(memory.quantize_cache_dir)
+    made = {
+        part: Packer(kind, precision.dtype, root=root, suspicious=suspicious, via=_streamed(memory.quantize_via))
+        for part, kind in zip(record(config).encoders, memory.text_kinds, strict=True)
+        if kind
+    }
+    if memory.quantised:
+        made[DENOISER] = Packer(
+            memory.base_model_precision,
+            DTYPES[memory.base_dtype(config[Speed].mixed_precision)],
+            keep=record(config).keep_precise,
+            via=memory.quantize_via,
+            settings=pipeline_settings(memory),
+            root=root,
+            suspicious=suspicious,
+        )
+    return made
+
+
+def _streamed(via: Via) -> Via:
+    """Diffusers' own quantising is for the denoiser."""
+    return "auto" if via == "pipeline" else via
+
+
+def probe(config: Config, device: torch.device) -> None:
+    """HardwareError if a kind of quantised weights that is asked for does not work on this device."""
+    memory = config[Memory]
+    asked: dict[str, str] = {"base_model_precision": memory.base_model_precision} if memory.quantised else {}
+    asked |= {f"text_encoder_{n}_precision": kind for n, kind in enumerate(memory.text_kinds, 1) if kind}
+    probes.check(asked, device)
 
 
 def attach_adapter(config: Config, denoiser: nn.Module) -> Adapter:
@@ -83,7 +128,8 @@ def embedding(texts: TensorCache) -> Callable[[str], Mapping[str, Tensor]]:
 
 
 def vae_loader(config: Config, family: Any, device: torch.device) -> Callable[[], nn.Module]:
-    """Loads the VAE each time it is needed, or once if it may stay."""
-    if not config[ModelMemory].keep_vae_loaded:
-        return lambda: family.load_vae(device)
-    return functools.cache(lambda: family.load_vae(device))
+    """Loads the VAE each time it is needed, or once if it may stay, or waits in RAM between its uses."""
+    if config[Offload].enable_model_cpu_offload:
+        return functools.cache(lambda: family.load_vae("cpu"))
+    load = functools.partial(residence.vae, config, family.load_vae, device)
+    return functools.cache(load) if config[ModelMemory].keep_vae_loaded else load

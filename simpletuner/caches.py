@@ -17,8 +17,10 @@ from simpletuner.errors import Problem
 from simpletuner.events import EventLog
 from simpletuner.models import families
 from simpletuner.models.options import Model
-from simpletuner.plan import needs
+from simpletuner.plan import needs, quantised
 from simpletuner.plan.caches import Folder, cache_folders
+from simpletuner.plan.quantised import Wanted
+from simpletuner.quantization import shelf
 
 READERS = 8  # threads at most: more would only wait for the disk
 
@@ -41,6 +43,13 @@ def survey(checked: Checked, *, read: bool = False) -> tuple[list[Folder], list[
         return found, problems
     finally:
         library.close()
+
+
+def weights(checked: Checked) -> list[Wanted]:
+    """The quantised weights that the configuration asks for."""
+    config = checked.config
+    record, model = families()[config[Model].model_family], config[Model]
+    return quantised.wanted(config, record.on_disk(model), record.shapes(model))
 
 
 # ---- what is of no use
@@ -85,7 +94,24 @@ def remove(folder: Folder, files: Sequence[File]) -> None:
         (folder.root / file.path).unlink(missing_ok=True)
 
 
+def unused_weights(found: Sequence[Wanted]) -> dict[str, list[Path]]:
+    """Folders of quantised weights that `prune` would remove, by reason: of other models and kinds, and leftovers."""
+    own, roots = {one.key for one in found}, sorted({one.root for one in found})
+    reasons = {
+        "unused": [folder for root in roots for folder in shelf.folders(root) if folder.name not in own],
+        "half written": [folder for root in roots for folder in shelf.abandoned(root)],
+    }
+    return {reason: folders for reason, folders in reasons.items() if folders}
+
+
 # ---- what is damaged
+
+
+def damaged_weights(found: Sequence[Wanted]) -> dict[Path, str]:
+    """Folder -> what is wrong with it, of those that are asked for and there. Reads every byte."""
+    there = [one.root / one.key for one in found if one.key and (one.root / one.key).is_dir()]
+    wrong = {folder: shelf.damaged(folder) for folder in there}
+    return {folder: problems[0] for folder, problems in wrong.items() if problems}
 
 
 class Flaw(NamedTuple):

@@ -18,6 +18,10 @@ from simpletuner.reading import Document, Member, canonical_key
 
 BYTE_ORDER_MARK = "\ufeff"
 STEP = "  "  # one level of what we write ourselves
+WANTED: dict[type, tuple[str, str]] = {  # what a text must hold -> what is said if it does not
+    dict: ("expected an object of options", "wrap the options in { }"),
+    list: ("expected a list", "wrap it in [ ]"),
+}
 
 
 def read(path: Path) -> str:
@@ -66,12 +70,14 @@ def write(path: Path, text: str, backup: bool = True) -> None:
     newfile.replace(path, data, like=path)
 
 
-def _parse(text: str) -> Document:
+def _parse(text: str, want: type = dict) -> Document:
+    """An object, or a list if that is wanted."""
     document = reading.parse_text(text, "the file")
     if document.failed and document.value is None:
         raise ConfigError(document.problems)
-    if not isinstance(document.value, dict):
-        raise ConfigError("expected an object of options", where=document.where(), fix="wrap the options in { }")
+    if not isinstance(document.value, want):
+        message, fix = WANTED[want]
+        raise ConfigError(message, where=document.where(), fix=fix)
     return document
 
 
@@ -153,14 +159,14 @@ def _line_end(text: str) -> str:
 def edit_item(text: str, number: int, changes: Mapping[str, Any], remove: Iterable[str] = ()) -> str:
     """As `edit`, for the object that is item `number` of the list in `text`. ConfigError as there."""
     mark, text = _unmarked(text)
-    begin, end = _list(text).members[number].value
+    begin, end = _parse(text, list).members[number].value
     return mark + text[:begin] + edit(text[begin:end], changes, remove) + text[end:]
 
 
 def append(text: str, value: Any) -> str:
     """The text of a list with one more item, on lines of its own. ConfigError if the text is no JSON list."""
     mark, text = _unmarked(text)
-    return mark + _appended(text, _list(text), value)
+    return mark + _appended(text, _parse(text, list), value)
 
 
 def _appended(text: str, document: Document, value: Any) -> str:
@@ -179,12 +185,3 @@ def _unmarked(text: str) -> tuple[str, str]:
     """(byte-order mark or nothing, the rest)."""
     mark = BYTE_ORDER_MARK if text.startswith(BYTE_ORDER_MARK) else ""
     return mark, text.removeprefix(BYTE_ORDER_MARK)
-
-
-def _list(text: str) -> Document:
-    document = reading.parse_text(text, "the file")
-    if document.failed and document.value is None:
-        raise ConfigError(document.problems)
-    if not isinstance(document.value, list):
-        raise ConfigError("expected a list", where=document.where(), fix="wrap it in [ ]")
-    return document

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simpletuner import check
+from simpletuner.plan.words import shown_path
 from simpletuner.tracking.report import FILE as REPORT
 from simpletuner.tracking.words import generate_command
 from simpletuner.validation import sizes
@@ -24,9 +24,12 @@ def last_lines(run: Run, result: Path) -> str:
     """What to open, what to type, what to paste, and last the result itself."""
     step, prompt = run.progress.step, _prompt(run)
     rows = [
-        ("report", [shown(path) for path in [run.output_dir / REPORT] if path.is_file()]),
-        ("before/after", [shown(path) for path in [run.output_dir / "sheets" / f"step_{step}.jpg"] if path.is_file()]),
-        ("pictures", [generate_command(shown(run.output_dir), prompt)]),
+        ("report", [shown_path(path) for path in [run.output_dir / REPORT] if path.is_file()]),
+        (
+            "before/after",
+            [shown_path(path) for path in [run.output_dir / "sheets" / f"step_{step}.jpg"] if path.is_file()],
+        ),
+        ("pictures", [generate_command(shown_path(run.output_dir), prompt)]),
         ("in diffusers", diffusers_lines(run, result, prompt)),
         (run.kind.title, [str(result)]),
     ]
@@ -48,10 +51,8 @@ def diffusers_lines(run: Run, result: Path, prompt: str) -> list[str]:
     return [*lines, run.family.picture(prompt, resolution[0], steps=steps, guidance=guidance, real=real)]
 
 
-def shown(path: Path) -> str:
-    """As people write it: from the working directory if it is below."""
-    below = os.path.relpath(path)
-    return str(path) if below.startswith("..") else below
+def _there(path: Path) -> list[str]:
+    return [shown_path(path)] if path.is_file() else []
 
 
 def _prompt(run: Run) -> str:

@@ -89,7 +89,7 @@ class SimpleTunerError(Exception):
 
     @property
     def exit_code(self) -> int:
-        return min((p.exit_code for p in self.problems if p.severity == "error"), default=EXIT_CODES[self.area])
+        return exit_code(self.problems) or EXIT_CODES[self.area]
 
 
 class ConfigError(SimpleTunerError):
@@ -132,6 +132,11 @@ class Stopped(SimpleTunerError):
     @property
     def exit_code(self) -> int:
         return self._exit_code
+
+
+def exit_code(problems: Iterable[Problem]) -> int:
+    """The lowest code among the errors; 0 without one."""
+    return min((p.exit_code for p in problems if p.severity == "error"), default=0)
 
 
 def has_errors(problems: Iterable[Problem]) -> bool:

@@ -21,6 +21,7 @@ DURABLE = frozenset({
     "validation.started", "validation.finished", "sample.saved", "evaluation.done", "nonfinite.found",
     "memory.retry", "disk.low", "warning", "control.accepted", "control.refused",
 })  # fmt: skip
+ENDINGS = frozenset({"run.stopped", "run.finished", "run.failed"})  # without one, the process was killed
 MAX_LINE_BYTES = 64 * 1024
 
 
@@ -81,7 +82,9 @@ class EventLog:
         self.subscribers: list[Callable[[Event], None]] = []
         past = read_lines(self.path) if self.path else []
         self.run = past[-1]["run"] if past else f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        self.attempt = 1 + max((int(e.get("attempt", 0)) for e in past), default=0)
+        last = max((int(e.get("attempt", 0)) for e in past), default=0)
+        self.attempt = last + 1
+        self.unclean = bool(past) and not any(e.get("attempt") == last and e.get("type") in ENDINGS for e in past)
         self.seq = 0
         self.step = 0
 

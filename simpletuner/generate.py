@@ -84,6 +84,7 @@ def generate(
     """
     prepare(config[Speed], config[Training].deterministic)
     device = choose_device()
+    assembly.probe(config, device)
     family = assembly.load_family(config, Precision(config[Speed].mixed_precision, device))
     if trained.lora:
         trained.lora.check(family.layers(), config[Model].model_flavour)

@@ -115,7 +115,7 @@ def described(run: Run, library: Library, adapter: Adapter) -> dict[str, str]:
         "comment": run.config[options.Adapter].modelspec_comment,
         "trigger": check.instance_prompt(run.config, run.datasets),
         "version": simpletuner.__version__,
-        "base_precision": str(run.family.base_dtype).removeprefix("torch."),
+        "base_precision": run.family.kind("transformer") or str(run.family.base_dtype).removeprefix("torch."),
         "config_hash": config_hash(run),
     }
     return metadata.describe(facts | run.family.export_facts())

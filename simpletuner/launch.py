@@ -15,6 +15,9 @@ RESOLVED = "config.resolved.json"  # in the output folder: what a run was given
 # A trainer that vanishes by SIGKILL without our doing was most likely killed for want of RAM.
 KILLED = "the system ended the trainer (SIGKILL), most likely for want of RAM"
 
+# Blocks that grow fragment less, which decides whether a card that is just large enough is large enough.
+ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
 
 def command(config: Path, *, json_events: bool = False) -> list[str]:
     """The command that trains `config`, a resolved configuration."""
@@ -27,7 +30,7 @@ def run(argv: Sequence[str], stop_timeout: float, exports: Mapping[str, str] | N
     exports: variables that the child has besides those of this process.
     """
     # A process group of its own: the terminal's Ctrl-C reaches the trainer once, through us, and not twice.
-    child = subprocess.Popen(list(argv), start_new_session=True, env={**os.environ, **(exports or {})})
+    child = subprocess.Popen(list(argv), start_new_session=True, env={**ALLOCATOR, **os.environ, **(exports or {})})
     asked: list[int] = []
 
     def forward(number: int, frame: object) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from simpletuner.errors import Problem
 from simpletuner.types import Batch, Size
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+Home = Callable[[str], "torch.device"]  # name of a tensor, or path of a packed layer -> where it stays
 
 
 class Listing(NamedTuple):
@@ -43,6 +47,56 @@ class Objective(Protocol):
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
 
 
+class Block(Protocol):
+    """One block of a denoiser as a function of tensors. Blocks of one kind share the function and all shapes."""
+
+    index: int  # among all blocks, in the order in which they run
+    kind: str
+    function: Callable[..., tuple[Tensor, ...]]  # (weights, factors, *tensors, *fixed) -> new values of `tensors`
+
+    @property
+    def weights(self) -> Any: ...  # pytree of its frozen tensors, wherever they lie
+    def rehome(self, weights: Any) -> None: ...  # the same values have moved: whoever holds them holds these now
+    def factors(self) -> Any: ...  # pytree of what is trained on it; None where nothing is
+
+
+class BlockRunner(Protocol):
+    """Runs a block: brings its weights, keeps what its backward pass needs or computes it again, compiled or not."""
+
+    def __call__(
+        self, block: Block, tensors: tuple[Tensor, ...], fixed: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor, ...]: ...
+
+
+class Unfilled(NamedTuple):
+    """A part of a model that is built without memory and about to get its weights."""
+
+    name: str  # as the family calls it
+    module: nn.Module
+    fingerprint: str  # of its files and its configuration
+    fill: Callable[..., None]  # fill(device=, pack=, home=): the tensors of its files into the module
+    open: Callable[[Any], nn.Module] | None = None  # the library's own loading, with its configuration of quantising
+
+
+class Quantizer(Protocol):
+    """Keeps the matrices of one part of a model in fewer bits."""
+
+    kind: str
+    notices: list[Problem]  # what there is to tell after a load
+
+    def kept(self, fingerprint: str) -> bool: ...  # whether the next load quantises nothing
+    def load(self, part: Unfilled, device: torch.device, home: Home | None = None) -> None: ...  # frozen, on `home`
+
+
+class Functional(Protocol):
+    """A denoiser that runs block by block. Both runners may be replaced; at first they are plain."""
+
+    blocks: Sequence[Block]
+    modulations: Sequence[Block]  # computed once a step, before the blocks; frozen unless they are adapted
+    runner: BlockRunner
+    prologue: BlockRunner  # of the modulations
+
+
 class ModelFamily(Protocol):
     """What training needs to know about an architecture. Large parts are loaded one at a time and passed in."""
 
@@ -69,6 +123,8 @@ class ModelFamily(Protocol):
     def picture(self, prompt: str, size: Size, *, steps: int, guidance: float, real: float) -> str: ...  # then this
     def layers(self) -> Mapping[str, tuple[int, ...]]: ...  # (out, in) of the denoiser's linear layers, unloaded
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]: ...  # what activation checkpointing recomputes
+    def conditions(self, batch: Batch) -> dict[str, Tensor]: ...  # (B, ...), on the CPU; goes into batch.text
+    def functional(self, denoiser: nn.Module, low_rank: Any, attention: Any) -> Functional: ...  # from now on
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...  # same shape as x_t
     def sampler(self, denoiser: nn.Module) -> Sampler: ...
 
@@ -103,6 +159,7 @@ class Adapter(Protocol):
     def attach(self, denoiser: nn.Module) -> None: ...
     def parameters(self) -> Mapping[str, nn.Parameter]: ...  # by stable name, in the order of the model
     def disabled(self) -> AbstractContextManager[None]: ...  # the base model alone, where there is one
+    def low_rank(self) -> Mapping[str, Callable[[], Any]] | None: ...  # module -> its factors now; None: needs modules
     def scaled(self, strength: float) -> AbstractContextManager[None]: ...
     def state(self) -> dict[str, Tensor]: ...  # exact training weights, as stored
     def load_state(self, tensors: Mapping[str, Tensor]) -> None: ...
@@ -110,3 +167,18 @@ class Adapter(Protocol):
     def facts(self) -> dict[str, Any]: ...  # its settings, for manifests and metadata
     def export(self, folder: Path, metadata: Mapping[str, str]) -> Path: ...  # what other tools read: a file, a folder
     def check(self, file: Path) -> list[str]: ...  # what is wrong with what `export` wrote; empty if it holds
+
+
+@runtime_checkable
+class StartsState(Protocol):
+    """An optimizer that makes its own state of a parameter, so that a saved one is put back into the same places."""
+
+    def start(self, p: Tensor) -> None: ...  # as before the parameter's first update
+
+
+@runtime_checkable
+class CountsInGroups(Protocol):
+    """An optimizer that keeps what moves in its groups, not only beside each parameter."""
+
+    def counts(self) -> list[dict[str, Any]]: ...  # of each group, as JSON has it
+    def count_from(self, counts: Sequence[Mapping[str, Any]]) -> None: ...

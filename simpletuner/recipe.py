@@ -12,6 +12,7 @@ if __name__ == "__main__":  # first of all, so that mistakes and signals are met
 
     main()
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simpletuner import assembly, keeping, machine
+from simpletuner import assembly, engine, keeping, machine, residence
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.config import Config
 from simpletuner.data.cache import TensorCache
@@ -33,7 +34,6 @@ from simpletuner.diffusion.options import Objective
 from simpletuner.diffusion.times import Times
 from simpletuner.errors import Problem, raise_errors
 from simpletuner.events import EventLog
-from simpletuner.memory.checkpointing import recompute
 from simpletuner.memory.options import Memory
 from simpletuner.models import families
 from simpletuner.models.options import Model
@@ -99,13 +99,12 @@ class Run:
 
     def train_on(self, library: Library, loader: Loader, texts: TensorCache, resumed: Path | None) -> Path:
         self.events.stage("init_load_base_model", "transformer", "started")
-        denoiser = self.family.load_denoiser(self.device)
+        denoiser = self.family.load_denoiser(self.device, residence.home(self.config, self.device))
         self.tell(self.family.notices)
         self.events.stage("init_load_base_model", "transformer", "done")
         adapter = self.attach_adapter(denoiser)
-        memory = self.config[Memory]
-        if memory.gradient_checkpointing:
-            recompute(self.family.blocks(denoiser), memory.gradient_checkpointing_interval)
+        shapes = len({item.placement.bucket for shelf in library.shelves for item in shelf.items})
+        run = engine.build(self.config, self.family, denoiser, adapter, self.precision, self.events, shapes)
         settings = self.config[Optimizer]
         samples_per_step = self.config[Training].train_batch_size * self.config[Training].gradient_accumulation_steps
         parameters = adapter.parameters()
@@ -117,10 +116,16 @@ class Run:
         total_steps = self.total_steps(library)
         contents = keeping.contents(self, library, adapter, optimizer)
         checkpoints = Checkpoints(
-            self.output_dir, self.config[Saving], self.events, contents, wait_ended=lambda: self.stop.requested
+            self.output_dir,
+            self.config[Saving],
+            self.events,
+            contents,
+            wait_ended=lambda: self.stop.requested,
+            room=residence.during_save(self.config, denoiser, run.functional),
         )
-        validation = self.validation(denoiser, adapter, texts)
-        trainer = self.trainer(denoiser, adapter, optimizer, loader, checkpoints, validation, total_steps)
+        stage = residence.decoding(self.config, denoiser, run.functional, self.device)
+        validation = self.validation(denoiser, adapter, texts, stage)
+        trainer = self.trainer(denoiser, adapter, optimizer, loader, checkpoints, validation, total_steps, run.pace)
         if resumed:
             trainer.load_state(checkpoints.restore(resumed))
             changes = [problem.message for problem in self.drift]
@@ -136,7 +141,8 @@ class Run:
 
     def load_family(self) -> Any:
         """Finds all parts of the model; downloads nothing large and loads nothing yet."""
-        family = assembly.load_family(self.config, self.precision)
+        assembly.probe(self.config, self.device)
+        family = assembly.load_family(self.config, self.precision, suspicious=self.events.unclean)
         if not self.kind.base_stays:
             family.pipeline_files()  # of the result: whatever is missing shows now, and not at the end
         return family
@@ -163,8 +169,8 @@ class Run:
         fill_text(
             cache,
             needs.texts(self.config, library, self.prompts),
-            lambda: self.family.load_text_encoders(self.device),
-            self.family.encode_text,
+            lambda: residence.encoders(self.config, self.family.load_text_encoders, self.device),
+            residence.encode(self.config, self.device, self.family.encode_text),
             batch_size=self.datasets.text.entry.text_encoder_batch_size,
             events=self.events,
         )
@@ -179,8 +185,8 @@ class Run:
     def encode_images(self, library: Library) -> dict[str, Latents]:
         family = self.family
         images = Images(
-            lambda: family.load_vae(self.device),
-            family.encode_images,
+            lambda: residence.vae(self.config, family.load_vae, self.device),
+            residence.encode(self.config, self.device, family.encode_images),
             family.vae_fingerprint(),
             family.latent_channels,
             family.latent_factor,
@@ -238,9 +244,11 @@ class Run:
         checkpoints: Checkpoints,
         validation: ValidationRun | None,
         total_steps: int,
+        pace: Any,
     ) -> Trainer:
         settings = self.config[Optimizer]
         times = Times(self.objective, self.family.shift_curve())
+        swap = 0 if self.device.type == "cpu" else None  # there is nowhere to move blocks to
         return Trainer(
             family=self.family,
             denoiser=denoiser,
@@ -260,16 +268,19 @@ class Run:
             seed=self.seed,
             total_steps=total_steps,
             total_epochs=self.config[Training].num_train_epochs,
-            max_grad_norm=settings.max_grad_norm,
+            max_grad_norm=settings.clip_limit,
             grad_clip_method=settings.grad_clip_method,
             gradient_precision=settings.gradient_precision,
             cache_clear_interval=self.config[Memory].accelerator_cache_clear_interval,
             control=Control(self.output_dir, self.events),
-            relief=[str(change) for change in relief.changes(self.config, self.datasets.images)],
+            relief=[str(change) for change in relief.changes(self.config, self.datasets.images, swap=swap)],
             parent=adapter.disabled,
+            pace=pace,
         )
 
-    def validation(self, denoiser: nn.Module, adapter: Adapter, texts: TensorCache) -> ValidationRun | None:
+    def validation(
+        self, denoiser: nn.Module, adapter: Adapter, texts: TensorCache, stage: Callable[[nn.Module], Any]
+    ) -> ValidationRun | None:
         options, family = self.config[Validation], self.family
         if options.validation_disable:
             return None
@@ -290,6 +301,7 @@ class Run:
             facts=assembly.facts(self.config),
             stopping=lambda: self.stop.requested,
             base_stays=self.kind.base_stays,
+            stage=stage,
         )
 
     def tell(self, problems: list[Problem]) -> None:

@@ -304,11 +304,6 @@ scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2
 
 optimizer_release_gradients optimizer_cpu_offload_method optimizer_offload_gradients prodigy_steps
 
-quantize_via quantize_cache quantize_cache_dir quantization_config text_encoder_1_precision
-text_encoder_2_precision offload_during_startup enable_group_offload group_offload_type
-group_offload_blocks_per_group group_offload_use_stream group_offload_to_disk_path group_offload_text_encoder
-group_offload_vae enable_model_cpu_offload blocks_to_swap offload_during_save
-
 attention_mechanism sageattention_usage fuse_qkv_projections dynamo_mode dynamo_fullgraph
 dynamo_dynamic dynamo_use_regional_compilation
 
@@ -334,7 +329,7 @@ fsdp_reshard_after_forward fsdp_cpu_offload
 # Those that say nothing until their feature is on: a notice will do.
 QUIET = """
 tracker_project_name tracker_run_name tracker_image_layout push_checkpoints_to_hub hub_model_id model_card_private
-model_card_safe_for_work model_card_note lycoris_config quantize_via quantize_cache quantize_cache_dir
+model_card_safe_for_work model_card_note lycoris_config
 aws_max_pool_connections read_batch_size main_process_port webhook_reporting_interval
 dynamo_mode dynamo_fullgraph dynamo_dynamic dynamo_use_regional_compilation
 """
@@ -343,25 +338,13 @@ NOT_YET_HARMLESS = {
     **dict.fromkeys(QUIET.split(), "what it belongs to comes with a later version"),
     "strict_epoch_limit": "a run given in epochs ends with its last epoch, one in steps with its last step",
 }
-PRECISIONS = (
-    "int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb "
-    "fp8-compute int8-compute"
-)
-OPTIMIZERS = (
-    "adamw_schedulefree prodigy soap muon optimi-lion optimi-stableadamw optimi-adamw optimi-adam optimi-adan "
-    "optimi-radam optimi-ranger optimi-sgd bnb-adamw bnb-adamw8bit bnb-adamw-paged bnb-adamw8bit-paged bnb-lion "
-    "bnb-lion8bit bnb-lion-paged bnb-lion8bit-paged bnb-ademamix bnb-ademamix8bit bnb-ademamix-paged "
-    "bnb-ademamix8bit-paged bnb-adam bnb-adam8bit bnb-adagrad bnb-adagrad8bit ao-adamw8bit ao-adamw4bit ao-adamwfp8 "
-    "ao-adamfp8"
-)
+OPTIMIZERS = "adamw_schedulefree prodigy soap muon"
 # Values to come, of options that are otherwise here.
 NOT_YET_VALUES: dict[str, set[str]] = {
     "lora_type": {"lycoris"},
     "flux_lora_module_type": {"dora"},
     "lora_init_type": {"loftq", "olora", "pissa"},
-    "base_model_precision": set(PRECISIONS.split()),
     "optimizer": set(OPTIMIZERS.split()),
-    "gradient_checkpointing_backend": {"offload"},
     "dynamo_backend": {"inductor", "eager", "aot_eager", "cudagraphs"},
     "caption_strategy": {"parquet", "jsonl", "csv", "huggingface"},
     "disk_low_action": {"script"},

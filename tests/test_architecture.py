@@ -23,6 +23,7 @@ FLOORS = (
         "words",
         {
             "newfile",
+            "wrapping",
             "schema",
             "reading",
             "surfaces",
@@ -40,8 +41,8 @@ FLOORS = (
             "editing",
         },
     ),
-    ("nouns", {"types", "protocols", "diffusion"}),
-    ("parts", {"data", "models", "adapters", "memory", "optim", "training", "validation", "tracking"}),
+    ("nouns", {"types", "protocols", "modules", "diffusion", "kernels"}),
+    ("parts", {"data", "models", "adapters", "memory", "optim", "quantization", "training", "validation", "tracking"}),
     ("config", {"config", "rules", "check", "groups", "overrides", "naming", "finding", "layers"}),
     (
         "joins",
@@ -49,6 +50,8 @@ FLOORS = (
             "wizard",
             "recipe",
             "assembly",
+            "engine",
+            "residence",
             "keeping",
             "plan",
             "launch",

@@ -273,9 +273,7 @@ def test_full_aliases_are_silent():
     [
         ({"use_dora": "YES"}, "use_dora=yes is read as flux_lora_module_type=dora"),
         ({"vae_cache_preprocess": 0}, "vae_cache_preprocess=0 is read as vae_cache_ondemand=true"),
-        ({"musubi_blocks_to_swap": 4}, "musubi_blocks_to_swap is now called blocks_to_swap"),
         ({"accelerate_visible_devices": "0,1"}, "accelerate_visible_devices is now called gpu_ids"),
-        ({"gradient_checkpointing_backend": "unsloth"}, "is read as gradient_checkpointing_backend=offload"),
         ({"use_prodigy_optimizer": True}, "use_prodigy_optimizer=true is read as optimizer=prodigy"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -52,8 +52,10 @@ def t5_tokenizer():
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
 
 
-def transformer(*, guidance: bool = True, layers: tuple[int, int] = (1, 1), seed: int = 0):
-    """A FluxTransformer2DModel of width 64 with (double, single) blocks, fp32."""
+def transformer(
+    *, guidance: bool = True, layers: tuple[int, int] = (1, 1), seed: int = 0, head_width: int = HEAD_WIDTH
+):
+    """A FluxTransformer2DModel of two heads, hence of width 64, with (double, single) blocks, fp32."""
     from diffusers import FluxTransformer2DModel
 
     with torch.random.fork_rng(devices=[]):
@@ -63,11 +65,11 @@ def transformer(*, guidance: bool = True, layers: tuple[int, int] = (1, 1), seed
             num_layers=layers[0],
             num_single_layers=layers[1],
             num_attention_heads=HEADS,
-            attention_head_dim=HEAD_WIDTH,
+            attention_head_dim=head_width,
             joint_attention_dim=JOINT,
             pooled_projection_dim=POOLED,
             guidance_embeds=guidance,
-            axes_dims_rope=(8, 12, 12),
+            axes_dims_rope=(head_width // 4, *(head_width * 3 // 8,) * 2),
         ).eval()
 
 

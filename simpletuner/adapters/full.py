@@ -54,6 +54,10 @@ class Full:
         """All of them, by the model's own names."""
         return dict(self.denoiser.named_parameters())
 
+    def low_rank(self) -> None:
+        """The weights themselves are trained, which the modules do as they are."""
+        return None
+
     def disabled(self) -> Any:
         raise AssertionError("full training has no base model beneath it; nobody may ask for one")
 

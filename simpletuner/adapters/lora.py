@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from simpletuner.adapters import export, targets, weights
 from simpletuner.adapters.lora_file import LoraFile
 from simpletuner.adapters.options import Adapter
 from simpletuner.diffusion import draw
+from simpletuner.kernels.lora import LowRank
 
 NAME = "default"  # of the adapter inside PEFT's layers
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors writes them
@@ -31,6 +33,7 @@ class Lora:
         self.options, self.names, self.seed, self.dtype = options, tuple(names), seed, dtype
         self.scale = options.scale
         self.layers: dict[str, Any] = {}  # module path -> PEFT's layer, in the order of the model
+        self._scales: dict[tuple[float, torch.device], Tensor] = {}  # on the device
 
     @classmethod
     def build(cls, options: Adapter, targets: Callable[..., Sequence[str]], *, seed: int, dtype: torch.dtype) -> Lora:
@@ -66,13 +69,13 @@ class Lora:
         with torch.random.fork_rng(devices=[]):  # the start values below are addressed; PEFT draws its own first
             inject_adapter_in_model(config, denoiser, NAME)
         self.layers = {path: denoiser.get_submodule(path) for path in paths}
+        device = _device(denoiser)
         for path, layer in self.layers.items():
-            self._start(path, layer)
+            self._start(path, layer, device)
 
-    def _start(self, path: str, layer: Any) -> None:
+    def _start(self, path: str, layer: Any, device: torch.device) -> None:
         """A drawn by the module's name, so that adding a layer moves no other; B zero."""
         a, b = layer.lora_A[NAME], layer.lora_B[NAME]
-        device = layer.get_base_layer().weight.device
         shape, rank = (a.out_features, a.in_features), a.out_features
         if self.options.lora_init_type == "gaussian":
             value = draw.normal(shape, "init", self.seed, path) / rank
@@ -89,6 +92,21 @@ class Lora:
             found[f"{path}.lora_A.weight"] = layer.lora_A[NAME].weight
             found[f"{path}.lora_B.weight"] = layer.lora_B[NAME].weight
         return found
+
+    def low_rank(self) -> dict[str, Callable[[], LowRank | None]] | None:
+        """Module path -> its factors at the moment of the call. None with dropout, which only PEFT's layers have."""
+        if self.options.lora_dropout:
+            return None
+        return {path: functools.partial(self._factors, layer) for path, layer in self.layers.items()}
+
+    def _factors(self, layer: Any) -> LowRank | None:
+        if layer.disable_adapters:
+            return None
+        a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+        key = (layer.scaling[NAME], a.device)
+        if key not in self._scales:  # made once: a copy from the host in every step would cost a launch for each layer
+            self._scales[key] = torch.tensor(key[0], dtype=torch.float32, device=a.device)
+        return LowRank(a, b, self._scales[key])
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -145,3 +163,9 @@ class Lora:
     def _pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         state = self.state()
         return {path: (state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"]) for path in self.layers}
+
+
+def _device(denoiser: nn.Module) -> torch.device:
+    """Where it computes: frozen weights may wait in RAM, what is trained never does."""
+    found = {tensor.device for tensor in denoiser.parameters()}
+    return next((device for device in found if device.type != "cpu"), torch.device("cpu"))

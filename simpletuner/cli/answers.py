@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from simpletuner.check import Checked, check
-from simpletuner.cli import problems, sources
-from simpletuner.errors import Problem, raise_errors
+from simpletuner.cli import flags, problems, sources
+from simpletuner.errors import ConfigError, Problem, exit_code, raise_errors
 
 
 def usable(asked: sources.Asked) -> Checked:
@@ -25,9 +25,18 @@ def usable(asked: sources.Asked) -> Checked:
     return checked
 
 
+def agreed(lines: Iterable[str], as_json: bool, *, refusal: Problem, denial: Problem) -> None:
+    """Shows what would be removed; returns after a typed yes. ConfigError if nobody can be asked, or says no."""
+    print("\n".join(lines), file=sys.stderr)
+    if as_json or not flags.may_ask():
+        raise ConfigError(refusal)
+    if click.prompt("Type yes to remove them", default="no", show_default=False, err=True).strip().lower() != "yes":
+        raise ConfigError(denial)
+
+
 def answer(lines: Iterable[str], record: Mapping[str, Any], found: Sequence[Problem], as_json: bool) -> None:
     """Prints the lines, or the record, with what was found wrong, and ends the program if anything was."""
-    code = problems.exit_code(found)
+    code = exit_code(found)
     if as_json:
         whole = {"exit_code": code, "problems": [problem.record() for problem in found], **record}
         click.echo(json.dumps(whole, ensure_ascii=False, indent=2))

@@ -13,9 +13,11 @@ import click
 
 from simpletuner import launch
 from simpletuner.check import Checked
-from simpletuner.cli import flags, problems, sources
-from simpletuner.cli.answers import answer, usable
-from simpletuner.errors import ConfigError, DataError, HardwareError, Problem, raise_errors
+from simpletuner.cli import cache_weights, problems, sources
+from simpletuner.cli.answers import agreed, answer, usable
+from simpletuner.cli.cache_weights import Row
+from simpletuner.errors import DataError, HardwareError, Problem, raise_errors
+from simpletuner.quantization import shelf
 from simpletuner.tracking.words import size
 from simpletuner.training.lock import Lock
 from simpletuner.training.options import Training
@@ -23,9 +25,11 @@ from simpletuner.training.options import Training
 if TYPE_CHECKING:
     from simpletuner.caches import Flaw, Folder
     from simpletuner.data.inventory import File
+    from simpletuner.plan.quantised import Wanted
 
 SHOWN = 20  # files named before they are deleted; --dry-run and --json name all
-ANY_OPTION = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+ONLY_AFTER_A_YES = Problem("prune removes files only after a yes", fix="--yes removes them, --dry-run only lists them")
+NOTHING_REMOVED = Problem("nothing was removed", fix="type yes, or give --yes")
 REASONS = {
     "stale": "made by another model or precision",
     "unused": "not asked for by this configuration",
@@ -36,8 +40,7 @@ REASONS = {
 
 @click.group(
     "cache",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Looks after the caches of a configuration: latents of its pictures, embeddings of its texts.
+    help="""Looks after the caches of a configuration: latents of pictures, embeddings of texts, quantised weights.
 
 \b
 simpletuner cache status           what is there, and what a run would make
@@ -49,25 +52,34 @@ def command() -> None:
     pass
 
 
-@command.command("status", context_settings=ANY_OPTION, short_help="count what is there and what is missing")
+@command.command("status", context_settings=sources.ANY_OPTION, short_help="count what is there and what is missing")
 @sources.shared
 def status(asked: sources.Asked, as_json: bool) -> None:
     """Counts the items that are present, missing, stale and unused. Opens none."""
     from simpletuner import caches
 
-    folders, wrong = caches.survey(usable(asked))
-    answer(_status_lines(folders), {"caches": [_status_record(folder) for folder in folders]}, wrong, as_json)
+    checked = usable(asked)
+    folders, wrong = caches.survey(checked)
+    weights = caches.weights(checked)
+    waste = caches.unused_weights(weights)
+    lines = [*_status_lines(folders, weights), *cache_weights.status_lines(weights, waste)]
+    record = {"caches": [_status_record(folder) for folder in folders], "weights": cache_weights.records(weights)}
+    answer(lines, record | {"other_weights": cache_weights.waste_record(waste)}, wrong, as_json)
 
 
-@command.command("build", context_settings=ANY_OPTION, short_help="make what is missing, without training")
-@click.option("--only", type=click.Choice(["text", "vae"]), help="Only the texts, or only the pictures.")
+@command.command("build", context_settings=sources.ANY_OPTION, short_help="make what is missing, without training")
+@click.option(
+    "--only",
+    type=click.Choice(["text", "vae", "weights"]),
+    help="Only the texts, the pictures, or the quantised weights.",
+)
 @sources.shared
 def build(asked: sources.Asked, as_json: bool, only: str | None) -> None:
     """Makes what is missing, without training. Ctrl-C keeps what is made; the next build makes the rest."""
     sys.exit(_build(usable(asked), only, as_json))
 
 
-@command.command("verify", context_settings=ANY_OPTION, short_help="read every item and name the damaged")
+@command.command("verify", context_settings=sources.ANY_OPTION, short_help="read every item and name the damaged")
 @click.option("--repair", is_flag=True, help="Removes damaged items and makes them again.")
 @sources.shared
 def verify(asked: sources.Asked, as_json: bool, repair: bool) -> None:
@@ -77,11 +89,14 @@ def verify(asked: sources.Asked, as_json: bool, repair: bool) -> None:
     checked = usable(asked)
     folders, wrong = caches.survey(checked, read=True)
     raise_errors([*wrong, *caches.unknown(folders)], DataError)
-    found = _flaws(folders)
+    found, weights = _flaws(folders), caches.weights(checked)
+    torn = caches.damaged_weights(weights)
     lines = [f"{folder.root / flaw.file.path}: {flaw.problem}{_of(flaw)}" for folder, flaw in found]
-    number = sum(len(folder.stored) for folder in folders)
-    lines.append(f"{_items(number)} read, {len(found)} damaged" + _not_read(folders))
-    repaired = bool(found) and repair
+    lines += [f"{folder}: {problem}" for folder, problem in torn.items()]
+    number = sum(len(folder.stored) for folder in folders) + sum(one.entry is not None for one in weights)
+    num_damaged = len(found) + len(torn)
+    lines.append(f"{_items(number)} read, {num_damaged} damaged" + _not_read(folders))
+    repaired = bool(num_damaged) and repair
     if repaired:
         problems.show(wrong)
         if not as_json:
@@ -89,18 +104,21 @@ def verify(asked: sources.Asked, as_json: bool, repair: bool) -> None:
         with Lock(checked.config[Training].output_dir):
             for folder, flaw in found:
                 caches.remove(folder, [flaw.file])
+            for place in torn:
+                shelf.remove(place)
         if code := _build(checked, None, False):
             sys.exit(code)
-        were = "was" if len(found) == 1 else "were"
-        lines = [f"{_items(len(found), 'damaged ')} {were} removed; what is needed of them was made again"]
+        were = "was" if num_damaged == 1 else "were"
+        lines = [f"{_items(num_damaged, 'damaged ')} {were} removed; what is needed of them was made again"]
     damaged = [_flaw_record(folder, flaw) for folder, flaw in found]
+    damaged += [{"file": str(folder), "of": None, "problem": problem} for folder, problem in torn.items()]
     fix = "simpletuner cache verify --repair"
-    left = [Problem(_items(len(found), "damaged cache "), "cache", fix=fix)] if found and not repaired else []
+    left = [Problem(_items(num_damaged, "damaged cache "), "cache", fix=fix)] if num_damaged and not repaired else []
     record = {"checked": number, "damaged": damaged, "repaired": repaired}
     answer(lines, record, [*left, *([] if repaired else wrong)], as_json)
 
 
-@command.command("prune", context_settings=ANY_OPTION, short_help="remove what is of no use, after a yes")
+@command.command("prune", context_settings=sources.ANY_OPTION, short_help="remove what is of no use, after a yes")
 @click.option("--dry-run", is_flag=True, help="Only lists what would be removed.")
 @click.option("--yes", is_flag=True, help="Removes without asking.")
 @sources.shared
@@ -114,21 +132,27 @@ def prune(asked: sources.Asked, as_json: bool, dry_run: bool, yes: bool) -> None
     checked = usable(asked)
     with Lock(checked.config[Training].output_dir):  # a run in this folder may be making items just now
         folders, wrong = caches.survey(checked, read=True)
-        raise_errors([*wrong, *caches.unknown(folders)], DataError)
+        weights = caches.weights(checked)
+        raise_errors([*wrong, *caches.unknown(folders), *cache_weights.unknown(weights)], DataError)
         found = [(folder, caches.waste(folder)) for folder in folders]
         found = [(folder, waste) for folder, waste in found if waste]
-        removed = bool(found) and not dry_run
-        lines = _prune_lines(found, everything=dry_run)
+        of_weights = caches.unused_weights(weights)
+        removed = bool(found or of_weights) and not dry_run
+        lines = [*_prune_lines(found, everything=dry_run), *cache_weights.prune_lines(of_weights, REASONS)]
+        lines = lines or ["nothing to remove"]
         if removed and not yes:
-            _ask(lines, as_json)
+            agreed(lines, as_json, refusal=ONLY_AFTER_A_YES, denial=NOTHING_REMOVED)
         if removed:
             for folder, waste in found:
                 caches.remove(folder, [file for files in waste.values() for file in files])
+            for place in (folder for folders in of_weights.values() for folder in folders):
+                shelf.remove(place)
     record = {"removed": removed, "caches": [_prune_record(folder, waste) for folder, waste in found]}
+    record["weights"] = cache_weights.waste_record(of_weights)
     answer([*(lines if yes or not removed else []), *(["removed"] if removed else [])], record, wrong, as_json)
 
 
-@command.command("rebuild-index", context_settings=ANY_OPTION, short_help="read every picture anew")
+@command.command("rebuild-index", context_settings=sources.ANY_OPTION, short_help="read every picture anew")
 @sources.shared
 def rebuild_index(asked: sources.Asked, as_json: bool) -> None:
     """Makes the index of each dataset anew from its files: every one is read and decoded."""
@@ -160,17 +184,24 @@ def _build(checked: Checked, only: str | None, json_events: bool) -> int:
 # ---- what is there
 
 
-def _status_lines(folders: Sequence[Folder]) -> list[str]:
-    wide = max([len("CACHE"), *(len(part.name) for folder in folders for part in folder.parts)])
+def _status_lines(folders: Sequence[Folder], weights: Sequence[Wanted]) -> list[str]:
+    rows = [
+        Row(
+            part.name,
+            part.needed,
+            None if folder.encoder is None else len(folder.present(part)),
+            sum(file.num_bytes for file in folder.present(part)),
+        )
+        for folder in folders
+        for part in folder.parts
+    ]
+    rows += cache_weights.rows(weights)
+    wide = max([len("CACHE"), *(len(row.name) for row in rows)])
     lines = [f"{'CACHE':<{wide}}  {'needed':>7}  {'present':>7}  {'missing':>7}  {'size':>8}"]
-    for folder in folders:
-        for part in folder.parts:
-            here = folder.present(part)
-            there, missing = str(len(here)), str(part.needed - len(here))
-            if folder.encoder is None:
-                there = missing = "?"
-            size_of = size(sum(file.num_bytes for file in here))
-            lines.append(f"{part.name:<{wide}}  {part.needed:>7}  {there:>7}  {missing:>7}  {size_of:>8}")
+    for row in rows:
+        known = row.present is not None
+        there, missing = (str(row.present), str(row.needed - (row.present or 0))) if known else ("?", "?")
+        lines.append(f"{row.name:<{wide}}  {row.needed:>7}  {there:>7}  {missing:>7}  {size(row.num_bytes):>8}")
     lines += [line for folder in folders for line in _folder_lines(folder)]
     return lines
 
@@ -271,8 +302,6 @@ def _flaw_record(folder: Folder, flaw: Flaw) -> dict[str, str | None]:
 
 
 def _prune_lines(found: Sequence[tuple[Folder, dict[str, list[File]]]], everything: bool) -> list[str]:
-    if not found:
-        return ["nothing to remove"]
     lines: list[str] = []
     for folder, waste in found:
         lines.append(str(folder.root))
@@ -292,12 +321,3 @@ def _prune_record(folder: Folder, waste: dict[str, list[File]]) -> dict[str, Any
         for reason, some in waste.items()
     }
     return {"folder": str(folder.root), "shared": folder.shared, "other_datasets": folder.others, "files": files}
-
-
-def _ask(lines: Sequence[str], as_json: bool) -> None:
-    """Returns if the person types yes."""
-    print("\n".join(lines), file=sys.stderr)
-    if as_json or not flags.may_ask():
-        raise ConfigError("prune removes files only after a yes", fix="--yes removes them, --dry-run only lists them")
-    if click.prompt("Type yes to remove them", default="no", show_default=False, err=True).strip().lower() != "yes":
-        raise ConfigError("nothing was removed", fix="type yes, or give --yes")

@@ -16,7 +16,7 @@ import click
 from simpletuner import config as configuration
 from simpletuner.adapters.kinds import LORA
 from simpletuner.cli import export, flags, problems, sources
-from simpletuner.cli.answers import answer
+from simpletuner.cli.answers import agreed, answer
 from simpletuner.errors import ConfigError, DiskError, Problem, raise_errors
 from simpletuner.events import EventLog
 from simpletuner.registry import did_you_mean
@@ -27,6 +27,8 @@ from simpletuner.training.options import Saving, Training
 from simpletuner.training.upkeep import Doomed, Kept
 
 PATH = click.Path(path_type=Path)
+ONLY_AFTER_A_YES = Problem("checkpoints are removed only after a yes", fix="give --yes; --dry-run lists them")
+NOTHING_REMOVED = Problem("no checkpoint was removed", fix="type yes, or give --yes")
 WHERE = (
     click.option("--dir", "named", type=PATH, metavar="DIR", help="The run's folder, in place of the configuration's."),
     click.option("--config", "config_path", metavar="PATH", help="Configuration whose output_dir is meant."),
@@ -37,7 +39,6 @@ WHERE = (
 
 @click.group(
     "checkpoint",
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Looks after the checkpoints of a run: those of DIR, or of the output_dir of the configuration found.
 
 \b
@@ -165,7 +166,7 @@ def prune(output_dir: Path, keep: int | None, yes: bool, dry_run: bool) -> None:
         lines += [f"{size(sum(one.num_bytes for one in found))} in all"] if found else ["nothing to remove"]
         removed = bool(found) and not dry_run
         if removed and not yes:
-            _typed_yes(lines)
+            agreed(lines, flags.current().json, refusal=ONLY_AFTER_A_YES, denial=NOTHING_REMOVED)
             lines = []
         wrong = _remove(output_dir, found) if removed else []
     gone = len(found) - len(wrong)
@@ -180,17 +181,6 @@ def _limits(output_dir: Path) -> tuple[int, int]:
     raise_errors(found)
     saving = config[Saving]
     return saving.checkpoints_total_limit, saving.checkpoints_keep_every
-
-
-def _typed_yes(lines: Sequence[str]) -> None:
-    """Shows what would go. Returns only after a yes."""
-    for line in lines:
-        click.echo(line, err=True)
-    if flags.current().json or not flags.may_ask():
-        raise ConfigError("checkpoints are removed only after a yes", fix="give --yes; --dry-run lists them")
-    said = click.prompt("Type yes to remove them", default="no", show_default=False, err=True)
-    if said.strip().lower() != "yes":
-        raise ConfigError("no checkpoint was removed", fix="type yes, or give --yes")
 
 
 def _remove(output_dir: Path, doomed: Sequence[Doomed]) -> list[Problem]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simpletuner.cli import flags, layout, problems
-from simpletuner.errors import ConfigError, DiskError, raise_errors
+from simpletuner.errors import ConfigError, DiskError, exit_code, raise_errors
 
 if TYPE_CHECKING:
     from simpletuner.wizard.screen import Screen
@@ -176,8 +176,9 @@ def _finish(file: Path, written: list[Path]) -> int:
 
     here = finding.find(None, None, os.environ)[0]
     same = here.path is not None and here.path.resolve() == file.resolve()
-    made = plan.make(with_seed(check(here if same else Files(file), {})), machine.look())
-    code = problems.exit_code(made.problems)
+    checked = with_seed(check(here if same else Files(file), {}))
+    made = plan.make(checked, machine.look({**os.environ, **checked.config.exports}))
+    code = exit_code(made.problems)
     if flags.current().json:
         record = {"exit_code": code, "written": [str(path) for path in written],
                   "problems": [problem.record() for problem in made.problems], "plan": made.record()}  # fmt: skip

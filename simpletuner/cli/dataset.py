@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SYNONYMS = {"check": "report"}
 PREVIEWED = 60  # crops on the sheets, unless told otherwise
 QUALITY = 92  # of a sheet
-ANY_OPTION = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
 
 class Subcommands(click.Group):
@@ -33,7 +32,6 @@ class Subcommands(click.Group):
 @click.group(
     "dataset",
     cls=Subcommands,
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Looks at the datasets of a configuration. Nothing is written into the folders of the images.
 
 \b
@@ -46,7 +44,7 @@ def command() -> None:
     pass
 
 
-@command.command("scan", context_settings=ANY_OPTION, short_help="bring the index up to date")
+@command.command("scan", context_settings=sources.ANY_OPTION, short_help="bring the index up to date")
 @click.option("--hash", "again", is_flag=True, help="Reads and decodes every file, also where nothing seems to change.")
 @sources.shared
 def scan(asked: sources.Asked, as_json: bool, again: bool) -> None:
@@ -58,7 +56,7 @@ def scan(asked: sources.Asked, as_json: bool, again: bool) -> None:
     answer([one.sentence() for one in found], {"datasets": [one.record() for one in found]}, wrong, as_json)
 
 
-@command.command("report", context_settings=ANY_OPTION, short_help="tell what is used, left out, odd")
+@command.command("report", context_settings=sources.ANY_OPTION, short_help="tell what is used, left out, odd")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also writes one page with thumbnails.")
 @sources.shared
 def report(asked: sources.Asked, as_json: bool, html: Path | None) -> None:
@@ -91,7 +89,7 @@ def report(asked: sources.Asked, as_json: bool, html: Path | None) -> None:
     answer(lines, {"datasets": [health.record() for health in healths], **told}, wrong, as_json)
 
 
-@command.command("preview", context_settings=ANY_OPTION, short_help="draw sheets of crops and captions")
+@command.command("preview", context_settings=sources.ANY_OPTION, short_help="draw sheets of crops and captions")
 @click.argument("name", metavar="ID")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", required=True, help="Folder of the sheets.")
 @click.option(

@@ -18,7 +18,7 @@ INDENT = 24  # columns before the text of a line
 
 @click.command(
     "doctor",
-    context_settings={"ignore_unknown_options": True},
+    context_settings=sources.ANY_OPTION,
     help="""Checks this machine, and the configuration found, and says what to do.
 
 Nothing is written but the index of the datasets, as by plan.

@@ -69,7 +69,6 @@ def described(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(
     "export",
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Writes a LoRA file in the layout of another program, beside it or as PATH, and checks the result.
 
 \b

@@ -74,7 +74,6 @@ class Order:
 
 @click.command(
     "generate",
-    context_settings={"help_option_names": ["-h", "--help"]},
     help="""Makes pictures with what a run trained, or with the base model.
 
 \b

@@ -10,6 +10,8 @@ from types import TracebackType
 
 import click
 
+from simpletuner.wrapping import wrapped
+
 NARROWEST, WIDEST = 40, 120
 GAP = 2  # columns between two cells
 LEFT = 30  # a first cell longer than this gets a line of its own
@@ -27,25 +29,18 @@ def pairs(rows: Iterable[tuple[str, str]], width: int, indent: int = 2, widest: 
     left = indent + max(fitting, default=0) + GAP
     lines = []
     for name, meaning in rows:
-        rest = textwrap.wrap(meaning, width - left, break_on_hyphens=False, break_long_words=False)
+        rest = wrapped(meaning, width - left)
         if rest and indent + len(name) + GAP <= left:
             lines.append(f"{' ' * indent}{name}".ljust(left) + rest.pop(0))
         else:
-            lines += wrapped(name, width, indent)
+            lines += hanging(name, width, indent)
         lines += [" " * left + line for line in rest]
     return lines
 
 
-def wrapped(text: str, width: int, indent: int) -> list[str]:
-    """A line that is cut at blanks where it is too long, its rest further in; a command line stays whole to paste."""
-    return textwrap.wrap(
-        text,
-        width,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * (indent + 4),
-        break_on_hyphens=False,
-        break_long_words=False,
-    ) or [""]
+def hanging(text: str, width: int, indent: int) -> list[str]:
+    """A line that is cut at blanks where it is too long, its rest further in."""
+    return wrapped(text, width, " " * indent, " " * (indent + 4)) or [""]
 
 
 class Formatter(click.HelpFormatter):

@@ -71,7 +71,7 @@ class Commands(click.Group):
         for title in GROUPS:
             with formatter.section(title):
                 formatter.write_dl([(name, line) for name, (group, line) in COMMANDS.items() if group == title])
-        formatter.write("\n" + "\n".join(layout.wrapped(LAST_LINE, formatter.width, 0)) + "\n")
+        formatter.write("\n" + "\n".join(layout.hanging(LAST_LINE, formatter.width, 0)) + "\n")
 
 
 @click.group(

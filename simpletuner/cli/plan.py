@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from simpletuner.cli import layout, problems, sources
+from simpletuner.errors import exit_code
 
 RESUME = click.option(
     "--resume", metavar="latest|none|NAME|PATH", help="Which checkpoint to go on from; latest by default."
@@ -20,7 +21,7 @@ RESUME = click.option(
 
 @click.command(
     "plan",
-    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+    context_settings=sources.ANY_OPTION,
     help="""Shows what a training would do: images, steps, caches, memory, disk, time. Starts nothing.
 
 \b
@@ -47,7 +48,7 @@ def show(asked: sources.Asked, as_json: bool, resume: str | None, launching: boo
     checked = with_seed(check(given.files, overrides))
     made = plan.make(checked, machine.look({**os.environ, **checked.config.exports}))
     found = [*given.notices, *made.problems]
-    code, argv = problems.exit_code(found), []
+    code, argv = exit_code(found), []
     if launching and made.can_start:
         argv = launch.command(checked.config[Training].output_dir / launch.RESOLVED)
     if as_json:

@@ -46,7 +46,7 @@ def lines(problem: Problem, width: int) -> list[str]:
 def _cut(line: str, width: int) -> list[str]:
     """A command is not cut if it finds room on a line of its own: it is there to be pasted."""
     joined = COMMAND.sub(lambda found: found[0].replace(" ", "\0") if len(found[0]) <= width - 6 else found[0], line)
-    cut = layout.wrapped(joined.strip(), width, 2 if line.startswith("  ") else 0)
+    cut = layout.hanging(joined.strip(), width, 2 if line.startswith("  ") else 0)
     return [part.replace("\0", " ") for part in cut]
 
 
@@ -54,7 +54,3 @@ def summary(problems: Sequence[Problem], exit_code: int, ending: str = "Nothing 
     counts = [(n, word) for word in ("error", "warning") if (n := sum(p.severity == word for p in problems))]
     text = ", ".join(f"{n} {word}" + "s" * (n != 1) for n, word in counts)
     return f"{text}. {ending} (exit {exit_code})" if ending else f"{text} (exit {exit_code})"
-
-
-def exit_code(problems: Iterable[Problem]) -> int:
-    return min((p.exit_code for p in problems if p.severity == "error"), default=0)

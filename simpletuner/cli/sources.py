@@ -44,6 +44,7 @@ class Asked:
     words: tuple[str, ...]
 
 
+ANY_OPTION = {"ignore_unknown_options": True}  # click's setting of commands that take the options of a run
 OPTIONS = (
     click.option(
         "--config", "config_path", metavar="PATH", help="Configuration file, or a folder that holds config.json."

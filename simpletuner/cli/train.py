@@ -46,7 +46,7 @@ def _show_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.command(
     "train",
     cls=TrainCommand,
-    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
+    context_settings=sources.ANY_OPTION,
     help="""Runs a training, or continues one.
 
 \b

@@ -12,13 +12,13 @@ import click
 from simpletuner.check import check
 from simpletuner.cli import problems, sources
 from simpletuner.config import OPTIONS, Config
-from simpletuner.errors import Problem
+from simpletuner.errors import Problem, exit_code
 from simpletuner.surfaces import shown
 
 
 @click.command(
     "validate",
-    context_settings={"ignore_unknown_options": True},
+    context_settings=sources.ANY_OPTION,
     help="Checks a configuration with its datasets and prompts, and reports every mistake at once.",
 )
 @click.option("--show", is_flag=True, help="Print key, value and origin of what is not default; --show all prints all.")
@@ -30,7 +30,7 @@ def command(asked: sources.Asked, as_json: bool, show: bool) -> None:
     given = sources.find(asked)
     checked = check(given.files, given.overrides)
     found = [*given.notices, *checked.problems]
-    code = problems.exit_code(found)
+    code = exit_code(found)
     rows = _rows(checked.config, everything) if show else []
     if as_json:
         _print_json(found, code, rows)

@@ -11,7 +11,7 @@ from simpletuner.doctor.diagnosis import Diagnosis
 from simpletuner.doctor.room import network_kind, unwritable
 from simpletuner.errors import Problem
 from simpletuner.machine import Machine, disk_free
-from simpletuner.plan import disk, fit
+from simpletuner.plan import fit
 from simpletuner.plan.caches import Cache
 from simpletuner.training import manifest, upkeep
 from simpletuner.training.options import Training
@@ -53,9 +53,8 @@ def start(checked: Checked, machine: Machine) -> Iterator[Diagnosis]:
         files = sum(health.found for health in details.datasets)
         yield Diagnosis("datasets", f"{used} of {files} images are used")
         yield from map(_cache, details.caches)
-        problems = fit.problems(details.fit, details.remedies)
-        told |= {*problems, *disk.problems(details.disk, checked.config[Training].output_dir)}
-        yield _memory(details.fit, problems)
+        told |= {*details.fit_problems, *details.disk_problems}
+        yield _memory(details.fit, details.fit_problems)
         for volume in details.disk.volumes:
             text = f"about {volume.needed / GB:.1f} of {volume.free / GB:.1f} GB free are needed in {volume.folder}"
             if volume.enough:

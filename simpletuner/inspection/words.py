@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from simpletuner.data.health import Health
+from simpletuner.wrapping import wrapped
 
 LABEL = 10  # columns before the text of a line
 NAMES = 3  # pictures named of each kind; --json and the page have all
@@ -17,7 +17,7 @@ def text(health: Health, width: int = 80) -> str:
     room = max(20, width - LABEL)
     lines = [f"DATASET   {health.id}   {health.folder}"]
     for label, line in _rows(health):
-        first, *rest = textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
+        first, *rest = wrapped(line, room) or [""]
         lines += [f"{label:<{LABEL}}{first}".rstrip(), *(" " * LABEL + more for more in rest)]
     return "\n".join(lines)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from simpletuner.errors import ConfigError
 from simpletuner.models.options import Model
+from simpletuner.models.places import Place
 from simpletuner.models.shapes import Shapes
 from simpletuner.registry import Entry, did_you_mean
 from simpletuner.schema import Group
@@ -36,6 +37,19 @@ class Flavour:
     later: str = ""  # what it needs that does not exist yet; empty: usable
 
 
+class OnDisk(Protocol):
+    """What of a model is on this disk. Fingerprints name its caches; None if gigabytes would have to be read first."""
+
+    @property
+    def place(self) -> Place: ...
+    @property
+    def missing(self) -> tuple[str, ...]: ...  # parts
+    def bytes_to_fetch(self, shapes: Shapes) -> int: ...
+    def fingerprint(self, part: str) -> str | None: ...
+    def text_fingerprint(self, dtype: str, kinds: Sequence[str]) -> str | None: ...  # kinds: of quantised encoders
+    def vae_fingerprint(self, dtype: str, tiling: bool) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class FamilyRecord:
     """What is known about a family without torch."""
@@ -47,6 +61,7 @@ class FamilyRecord:
     lora_targets: Mapping[str, tuple[str, ...]]  # preset -> module names
     fused_names: Mapping[str, tuple[str, ...]]  # name in fused files -> the modules it stands for
     keep_precise: tuple[str, ...]  # modules that no quantiser touches
+    encoders: tuple[str, ...]  # parts that encode text, in the order of text_encoder_<n>_precision
     target: str  # "module:Class" of the torch half
     sizes: str  # "module:function" (Model, Flavour) -> Shapes
     disk: str  # "module:Class" (Model, Flavour): what of it is on this disk, without torch
@@ -67,7 +82,7 @@ class FamilyRecord:
         """The sizes of the model that the options name; reads no weights and no torch."""
         return Entry(self.sizes, self.title).load()(model, self.flavour(model.model_flavour))
 
-    def on_disk(self, model: Model) -> Any:
+    def on_disk(self, model: Model) -> OnDisk:
         """What of the model that the options name is on this disk; asks no network and loads no torch."""
         return Entry(self.disk, self.title).load()(model, self.flavour(model.model_flavour))
 

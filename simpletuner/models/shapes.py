@@ -31,7 +31,7 @@ class Shapes:
     stacks: tuple[Stack, ...]
     text_tokens: int
     pixels_per_token: int  # along an edge
-    encoders: int  # weights of the text encoders together
+    text_encoders: tuple[tuple[int, int], ...]  # of each: weights in linear layers, and those in the rest
     vae: int  # weights
     vae_channels: int  # at full size, inside the VAE
     token_channels: int  # numbers of the latent in one image token
@@ -40,6 +40,28 @@ class Shapes:
     @property
     def num_weights(self) -> int:
         return sum(out * into for out, into in self.layers.values()) + self.others
+
+    @property
+    def encoders(self) -> int:
+        """Weights of the text encoders together."""
+        return sum(map(sum, self.text_encoders))
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(stack.count for stack in self.stacks)
+
+    def block_paths(self) -> list[str]:
+        """The modules of the blocks, in the order in which they run."""
+        return [f"{stack.name}.{index}" for stack in self.stacks for index in range(stack.count)]
+
+    def block_weights(self) -> list[int]:
+        """Numbers in the matrices of each block, in that order."""
+        found = dict.fromkeys(self.block_paths(), 0)
+        for path, (out, into) in self.layers.items():
+            block = ".".join(path.split(".")[:2])
+            if block in found:
+                found[block] += out * into
+        return list(found.values())
 
     def latent_bytes(self, height: int, width: int) -> int:
         """Of the stored latent of a picture of that size in pixels, in 16 bits."""

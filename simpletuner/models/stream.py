@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,10 @@ from safetensors import safe_open
 from torch import nn
 
 from simpletuner.errors import ConfigError
+from simpletuner.modules import put, put_layer, tensors, unfilled
+from simpletuner.protocols import Home
+
+Pack = Callable[[str, torch.Tensor], nn.Module | None]  # path and matrix of a linear layer -> the layer in its place
 
 
 def headers(files: Sequence[Path]) -> dict[str, list[tuple[Path, tuple[int, ...]]]]:
@@ -38,10 +42,27 @@ def differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, lis
     return lines
 
 
-def fill(module: nn.Module, files: Sequence[Path], *, device: torch.device, dtype: torch.dtype) -> None:
-    """Frozen weights for a module built on the meta device. Strict: every tensor once, none left over, equal shapes."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = headers(files)
+def fill(
+    module: nn.Module,
+    files: Sequence[Path],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    pack: Pack | None = None,
+    home: Home | None = None,
+    names: Mapping[str, str | None] | None = None,
+) -> None:
+    """Frozen weights for a module built on the meta device. Strict: every tensor once, none left over, equal shapes.
+
+    Each tensor is cast and packed on `device`, and stays where `home` says; that is `device` unless it is given.
+    names: names in the files -> names in the module, where they differ; None for what the module has no use for.
+    """
+    names = names or {}
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors(module).items()}
+    found: dict[str, list] = {}
+    for name, places in headers(files).items():
+        if (own := names.get(name, name)) is not None:
+            found.setdefault(own, []).extend(places)
     lines = differences(expected, found)
     if lines:
         more = [f"and {len(lines) - 8} more"] if len(lines) > 8 else []
@@ -53,17 +74,21 @@ def fill(module: nn.Module, files: Sequence[Path], *, device: torch.device, dtyp
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
+                if (own := names.get(name, name)) is None:
+                    continue
                 tensor = file.get_tensor(name)  # a view of the mapped file
                 kind = dtype if tensor.is_floating_point() else tensor.dtype
-                _put(module, name, tensor.to(device=device, dtype=kind, copy=True))
-    left = [name for name, tensor in module.named_buffers() if tensor.is_meta]
-    assert not left, f"buffers that no file fills: {left}"
+                _place(module, own, tensor.to(device=device, dtype=kind, copy=True), pack, home)
+    left = unfilled(module)
+    assert not left, f"tensors that no file fills: {left}"
 
 
-def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _place(module: nn.Module, name: str, tensor: torch.Tensor, pack: Pack | None, home: Home | None) -> None:
+    """Puts a tensor into the module, or what its layer is packed into in place of the layer."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    if leaf in owner._parameters:
-        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
-    else:
-        setattr(owner, leaf, tensor)
+    packed = pack(path, tensor) if pack and leaf == "weight" and isinstance(owner, nn.Linear) else None
+    if packed is None:
+        put(module, name, tensor if home is None else tensor.to(home(name)))
+        return
+    put_layer(module, path, packed if home is None else packed.to(home(path)))

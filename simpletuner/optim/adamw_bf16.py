@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,23 +26,35 @@ def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
 
 
+@functools.cache
+def fused() -> ModuleType | None:
+    """The kernels that take the place of the code below on CUDA; None where Triton is missing."""
+    try:
+        from simpletuner.optim import adamw_bf16_kernel
+    except ImportError:
+        return None
+    return adamw_bf16_kernel
+
+
 class AdamWBF16(torch.optim.Optimizer):
     """AdamW with bf16 weights and moments.
 
     rounding="stochastic" rounds the weights by chance; "kahan" keeps what rounding cut off in a third bf16 tensor.
     Both round the moments by chance: nearest rounding would never let the second moment fall, because one step lowers
-    it by at most a thousandth and half a bf16 step is at least 2**-9. Draws are addressed by (seed, call, first tensor
-    of the chunk), so a resumed run repeats them. A `found_inf` other than 0, on the device, drops the update.
+    it by at most a thousandth and half a bf16 step is at least 2**-9. Draws are addressed by (seed, call, tensor), so
+    a resumed run repeats them. A `found_inf` other than 0, on the device, drops the update; gradients are multiplied
+    by `gradient_factor`, also on the device, as they are read. A rate may be a tensor, for CUDA graphs.
     """
 
     _step_supports_amp_scaling = True  # the flag by which torch tells that `found_inf` is honoured
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
+    gradient_factor: Tensor | None = None
 
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-4,
+        lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 1e-2,
@@ -59,34 +73,60 @@ class AdamWBF16(torch.optim.Optimizer):
         everything = [p for group in self.param_groups for p in group["params"]]
         self.seed = seed
         self.names = dict(zip(everything, names or map(str, range(len(everything))), strict=True))
+        self._tables: dict[int, Any] = {}  # of each group that the kernel updates
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None, "gradients are computed before the step"
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             ready = [p for p in group["params"] if p.grad is not None]
             for p in ready:
-                self._start(p, group)
+                if not self.state[p]:
+                    self._start(p, group)
+            if ready and self._fits(ready):
+                self._launch(index, ready)
+                continue
             for chunk in _chunks(ready):
                 self._update(chunk, group)
 
     def _start(self, p: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(
-                (), dtype=torch.float32, device=p.device
-            )  # updates applied; on the device for the guard
-            state["calls"] = 0  # updates tried, counted by the host: addresses the rounding
-            state["exp_avg"] = torch.zeros_like(p)
-            state["exp_avg_sq"] = torch.zeros_like(p)
-            if group["rounding"] == "kahan":
-                state["compensation"] = torch.zeros_like(p)
+        self.state[p] = {
+            "step": torch.zeros((), dtype=torch.float32, device=p.device),  # updates applied
+            "calls": torch.zeros((), dtype=torch.int32, device=p.device),  # updates tried: addresses the rounding
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+        if group["rounding"] == "kahan":
+            self.state[p]["compensation"] = torch.zeros_like(p)
+
+    def _fits(self, ready: Sequence[Tensor]) -> bool:
+        """Whether the kernel can do these tensors: it wants one device, one dtype of gradients, and no gaps."""
+        device = ready[0].device
+        kernel = fused()
+        if kernel is None or not kernel.usable(device):
+            return False
+        dtypes = {p.grad.dtype for p in ready if p.grad is not None}
+        known = len(dtypes) == 1 and dtypes <= set(kernel.GRADIENTS)
+        return known and all(p.device == device and p.is_contiguous() for p in ready)
+
+    def _launch(self, index: int, ready: Sequence[Tensor]) -> None:
+        kernel, group = fused(), self.param_groups[index]
+        assert kernel is not None
+        states = [self.state[p] for p in ready]
+        tables = self._tables.get(index)
+        if tables is None or not tables.serves(ready, states):
+            seeds = [draw.draw("rounding", self.seed, self.names[p]) for p in ready]
+            tables = self._tables[index] = kernel.Fused(ready, states, seeds)
+        tables.update([p.grad for p in ready], group, self.found_inf, self.gradient_factor)
 
     def _update(self, chunk: list[Tensor], group: dict[str, Any]) -> None:
         states = [self.state[p] for p in chunk]
         beta1, beta2 = group["betas"]
+        rate = float(group["lr"])
         steps = torch.stack([s["step"] for s in states]) + 1  # (tensors,)
         g = _flat([p.grad for p in chunk])  # (elements,), fp32, as everything below
+        if self.gradient_factor is not None:
+            g *= self.gradient_factor.to(g.device)
         w, m, v = _flat(chunk), _flat([s["exp_avg"] for s in states]), _flat([s["exp_avg_sq"] for s in states])
         m.mul_(beta1).add_(g, alpha=1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -94,12 +134,12 @@ class AdamWBF16(torch.optim.Optimizer):
         kahan = "compensation" in states[0]
         if kahan:
             w += _flat([s["compensation"] for s in states])
-        w.mul_(1 - group["lr"] * group["weight_decay"])
+        w.mul_(1 - rate * group["weight_decay"])
         size = (v / _spread(1 - beta2**steps, sizes)).sqrt_().add_(group["eps"])
-        w.addcdiv_(m / _spread(1 - beta1**steps, sizes), size, value=-group["lr"])
+        w.addcdiv_(m / _spread(1 - beta1**steps, sizes), size, value=-rate)
 
         device = chunk[0].device
-        address = (self.seed, states[0]["calls"], self.names[chunk[0]])
+        address = (self.seed, int(states[0]["calls"]), self.names[chunk[0]])
         random = draw.generator("rounding", *address, device=device.type if device.index is None else str(device))
         stored = w.to(torch.bfloat16) if kahan else round_stochastically(w, random)
         self._store(chunk, stored)

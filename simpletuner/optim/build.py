@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,31 +10,15 @@ import torch
 from torch.nn import Parameter
 
 from simpletuner.errors import ConfigError, Problem, raise_errors
+from simpletuner.optim.arguments import arguments
 from simpletuner.optim.options import Optimizer
 from simpletuner.optim.table import TABLE
 from simpletuner.registry import did_you_mean
 
-# Set by their own options or by the build itself, so never through optimizer_config.
-RESERVED = {"params", "lr", "seed", "names"}
+# Set by their own options, by the name of the optimizer or by the build itself, so never through optimizer_config.
+RESERVED = {"params", "lr", "seed", "names", "args", "optim_bits", "is_paged", "gradient_release"}
 # Fused kernels of these take a flag on the device that drops the update, so a bad one needs no wait for the host.
 FUSED = {"torch-adam", "torch-adamw", "torch-sgd"}
-
-
-def arguments(written: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """`optimizer_config` as a dict: an object, or text such as "eps=1e-6,rounding=kahan" with values read as JSON."""
-    if not isinstance(written, str):
-        return dict(written or {})
-    found: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in written.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip():
-            message = f'optimizer_config: "{part}" is not of the form name=value'
-            raise ConfigError(Problem(message, keys=("optimizer_config",), fix="write it as eps=1e-6,weight_decay=0"))
-        try:
-            found[name.strip()] = json.loads(value.strip().lower() if value.strip() in ("True", "False") else value)
-        except ValueError:
-            found[name.strip()] = value.strip()
-    return found
 
 
 def build(options: Optimizer, parameters: Mapping[str, Parameter], seed: int) -> torch.optim.Optimizer:
@@ -65,6 +48,7 @@ def _chosen(options: Optimizer, signature: Mapping[str, inspect.Parameter]) -> d
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     betas = (options.optimizer_beta1, options.optimizer_beta2)
+    defaults = TABLE[options.optimizer].defaults
     given = {
         "betas": ("optimizer_beta1", betas if betas != (None, None) else None),
         "weight_decay": ("adam_weight_decay", options.adam_weight_decay),
@@ -73,9 +57,10 @@ def _chosen(options: Optimizer, signature: Mapping[str, inspect.Parameter]) -> d
     for argument, (key, value) in given.items():
         if value is None:
             continue
-        default = signature[argument].default if argument in signature else None
+        default = defaults.get(argument, signature[argument].default) if argument in signature else None
         if argument == "betas" and isinstance(default, tuple):
-            values[argument] = tuple(own if mine is None else mine for mine, own in zip(betas, default, strict=True))
+            first = tuple(own if mine is None else mine for mine, own in zip(betas, default, strict=False))
+            values[argument] = first + default[2:]  # some have a third
         elif isinstance(default, (int, float)):
             values[argument] = value
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from simpletuner.optim.table import TABLE
+from simpletuner.optim.table import CLIPS_ITSELF, TABLE
 from simpletuner.schema import Basic, Expert, Former, Ge, Group, Gt, Le, Lt, Meaning, Unit, When
 
 # Optimizers that are known and not in the table yet.
@@ -13,34 +13,6 @@ TO_COME = {
     "prodigy": "finds its own rate; give 1.0",
     "soap": "AdamW in a rotated basis: learns fast, wants 24 GB or more",
     "muon": "orthogonal updates for matrices, AdamW for the rest",
-    "optimi-lion": "the sign of the momentum: little memory, may collapse on an nf4 base",
-    "optimi-stableadamw": "AdamW that clips its own updates",
-    "optimi-adamw": "AdamW for bf16 weights with Kahan summation",
-    "optimi-adam": "Adam for bf16 weights with Kahan summation",
-    "optimi-adan": "looks ahead along the gradient's change; much state",
-    "optimi-radam": "Adam that warms itself up, with Kahan summation",
-    "optimi-ranger": "RAdam that averages towards a slow copy",
-    "optimi-sgd": "the plain gradient with Kahan summation",
-    "bnb-adamw": "AdamW with 32-bit state; NVIDIA",
-    "bnb-adamw8bit": "AdamW with 8-bit state: a quarter of the memory, steady on nf4; NVIDIA",
-    "bnb-adamw-paged": "bnb-adamw whose state moves to RAM under pressure",
-    "bnb-adamw8bit-paged": "bnb-adamw8bit whose state moves to RAM under pressure",
-    "bnb-lion": "Lion with 32-bit state; NVIDIA",
-    "bnb-lion8bit": "Lion with 8-bit state; NVIDIA",
-    "bnb-lion-paged": "bnb-lion whose state moves to RAM under pressure",
-    "bnb-lion8bit-paged": "the smallest of all; may collapse on an nf4 base",
-    "bnb-ademamix": "AdamW with a second, long memory; NVIDIA, not for nf4",
-    "bnb-ademamix8bit": "the same with 8-bit state",
-    "bnb-ademamix-paged": "bnb-ademamix whose state moves to RAM under pressure",
-    "bnb-ademamix8bit-paged": "bnb-ademamix8bit whose state moves to RAM under pressure",
-    "bnb-adam": "Adam with 32-bit state; NVIDIA",
-    "bnb-adam8bit": "Adam with 8-bit state; NVIDIA",
-    "bnb-adagrad": "Adagrad with 32-bit state; NVIDIA",
-    "bnb-adagrad8bit": "Adagrad with 8-bit state; NVIDIA",
-    "ao-adamw8bit": "AdamW with 8-bit state, any card",
-    "ao-adamw4bit": "AdamW with 4-bit state, the coarsest",
-    "ao-adamwfp8": "AdamW with fp8 state; compute capability 8.9",
-    "ao-adamfp8": "another name of ao-adamwfp8",
 }
 OPTIMIZERS = Meaning({**{name: entry.help for name, entry in TABLE.items()}, **TO_COME})
 FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial", "sine")
@@ -137,3 +109,8 @@ class Optimizer(Group, title="Optimizer"):
 
     prodigy_steps: Annotated[int | None, Ge(0), Unit("steps"), Expert, When(optimizer="prodigy")] = None
     """Steps in which Prodigy looks for its rate, which then stands still; unset means all of them."""
+
+    @property
+    def clip_limit(self) -> float:
+        """max_grad_norm, or 0 where the update rule limits itself."""
+        return 0.0 if self.optimizer in CLIPS_ITSELF else self.max_grad_norm

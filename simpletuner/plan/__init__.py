@@ -28,7 +28,7 @@ from simpletuner.models.shapes import Shapes
 from simpletuner.optim.options import Optimizer
 from simpletuner.plan import disk as disks
 from simpletuner.plan import fit as fits
-from simpletuner.plan import memory, needs, rates, resume, work
+from simpletuner.plan import memory, needs, quantised, rates, resume, work
 from simpletuner.plan.caches import Cache, cache_folders, summed
 from simpletuner.plan.calendar import Calendar, calendar
 from simpletuner.plan.disk import Disk
@@ -82,11 +82,14 @@ class Details:
     shots: int  # images of one validation
     resume: Resume
     fit: Fit
+    moved: memory.Moved | None  # blocks that wait in RAM or on disk
     remedies: tuple[Remedy, ...]
     disk: Disk
     time: Time
     base: Base
     weight_bytes: int  # of what is trained
+    fit_problems: tuple[Problem, ...]
+    disk_problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def make(checked: Checked, machine: Machine, ask: Callable[[Place], access.Answe
     try:
         planner = _Planner(config, checked.datasets, library, machine, log, ask)
         details = planner.details()
-        problems += planner.problems
+        problems += [*planner.problems, *details.fit_problems, *details.disk_problems]
     except SimpleTunerError as error:
         details = None
         problems += error.problems
@@ -176,6 +179,7 @@ class _Planner:
         caches = self.caches(prompts)
         fit, remedies = self.fit()
         weights = memory.result_bytes(config, self.family, self.shapes)
+        disk = self.disk(caches, times, pictures, weights)
         return Details(
             datasets=tuple(examine(shelf) for shelf in library.shelves),
             dropouts=tuple(sorted({shelf.dataset.entry.caption_dropout_probability for shelf in library.shelves})),
@@ -186,11 +190,14 @@ class _Planner:
             shots=len(pictures),
             resume=going_on,
             fit=fit,
+            moved=memory.moved(config, self.shapes),
             remedies=tuple(remedies),
-            disk=self.disk(caches, times, pictures, weights),
+            disk=disk,
             time=self.time(caches, times, pictures, total - going_on.step),
             base=self.base(),
             weight_bytes=weights,
+            fit_problems=tuple(fits.problems(fit, remedies)),
+            disk_problems=tuple(disks.problems(disk, config[Training].output_dir)),
         )
 
     def length(self, total: int) -> Length:
@@ -211,21 +218,22 @@ class _Planner:
         texts = needs.texts(self.config, self.library, prompts)
         folders = cache_folders(self.config, self.datasets, self.library, texts, self.on_disk, self.shapes)
         *images, text = folders
-        return summed("text", [text]), summed("images", images)
+        found = summed("text", [text])
+        packed = quantised.wanted(self.config, self.on_disk, self.shapes, encoders=found.to_make > 0)
+        return found, summed("images", images), *([quantised.summed(packed)] if packed else [])
 
     def fit(self) -> tuple[Fit, list[Remedy]]:
         buckets = sorted({item.placement.bucket for shelf in self.library.shelves for item in shelf.items})
         found = fits.fit(self.config, self.machine, buckets)
         images, alignment = self.datasets.images, self.flavour.alignment
         remedies = [] if found.fits else fits.remedies(self.config, self.machine, buckets, images, alignment)
-        self.problems += fits.problems(found, remedies)
         return found, remedies
 
     def disk(self, caches: tuple[Cache, ...], times: Calendar, pictures: list[Shot], weights: int) -> Disk:
         config, kind = self.config, KINDS[self.config[Model].model_type]
         download = self.on_disk.bytes_to_fetch(self.shapes)
         beside = 0 if kind.base_stays else 2 * (self.shapes.encoders + self.shapes.vae)  # the other parts are copied
-        found = disks.disk(
+        return disks.disk(
             config,
             download=download,
             caches=caches,
@@ -233,12 +241,11 @@ class _Planner:
             num_checkpoints=disks.at_once(config[Saving], len(times.saves), len(self.checkpoints.steps())),
             images=disks.image_bytes(config[Validation], pictures, len(times.images)),
             result=weights if kind.base_stays else beside,
+            offloaded=memory.offloaded(config, self.shapes),
         )
-        self.problems += disks.problems(found, config[Training].output_dir)
-        return found
 
     def time(self, caches: tuple[Cache, ...], times: Calendar, pictures: list[Shot], steps: int) -> Time:
-        text, images = caches
+        text, images, *_ = caches
         effort = work.of(self.config, self.shapes, self.library, pictures)
         setting = rates.setting(self.config, self.machine.device_name, work.mean_pixels(self.library))
         return time(

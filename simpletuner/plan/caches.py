@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from simpletuner.config import Config
 from simpletuner.data.datasets import Datasets
 from simpletuner.data.inventory import File, Inventory, take
 from simpletuner.data.keys import HEADER_BYTES, latent_key, text_key
 from simpletuner.data.library import Library, Shelf
+from simpletuner.memory.options import Memory
+from simpletuner.models import OnDisk
 from simpletuner.models.digests import PRECISIONS
 from simpletuner.models.options import Model, ModelMemory
 from simpletuner.models.shapes import Shapes
@@ -98,12 +100,12 @@ class Folder:
 
 
 def cache_folders(
-    config: Config, datasets: Datasets, library: Library, texts: Sequence[str], on_disk: Any, shapes: Shapes
+    config: Config, datasets: Datasets, library: Library, texts: Sequence[str], on_disk: OnDisk, shapes: Shapes
 ) -> list[Folder]:
     """Every cache folder of the configuration: those of the latents, then that of the embeddings of `texts`."""
     model, output_dir = config[Model], config[Training].output_dir
     vae = on_disk.vae_fingerprint(PRECISIONS[model.vae_dtype], config[ModelMemory].vae_enable_tiling)
-    text = on_disk.text_fingerprint(PRECISIONS[config[Speed].mixed_precision])
+    text = on_disk.text_fingerprint(PRECISIONS[config[Speed].mixed_precision], config[Memory].text_kinds)
     parts = _latent_parts(library, vae, shapes)
     found = [Folder("vae", vae, tuple(some), take(root), output_dir) for root, some in parts.items()]
     return [*found, Folder("text", text, (_text_part(texts, text, shapes),), take(datasets.text.cache), output_dir)]

@@ -46,11 +46,19 @@ class Disk:
     num_checkpoints: int  # at once at most
     images: int
     result: int
+    offloaded: int  # weights that wait there while the run lasts
     volumes: tuple[Volume, ...]
 
     @property
     def needed(self) -> int:
-        return self.download + self.caches + self.checkpoint * self.num_checkpoints + self.images + self.result
+        return (
+            self.download
+            + self.caches
+            + self.checkpoint * self.num_checkpoints
+            + self.images
+            + self.result
+            + self.offloaded
+        )
 
 
 def checkpoint_bytes(weight_bytes: int, copies: int, optimizer: str) -> int:
@@ -80,12 +88,14 @@ def disk(
     num_checkpoints: int,
     images: int,
     result: int,
+    offloaded: tuple[Path, int] | None = None,
     free: Callable[[Path], int] = disk_free,
 ) -> Disk:
     output_dir = config[Training].output_dir
     wanted = [(hub_cache(config[Model].cache_dir), download)]
     wanted += [(cache.folders[0], cache.bytes_to_make) for cache in caches if cache.folders]
     wanted.append((output_dir, checkpoint * num_checkpoints + images + result))
+    wanted += [offloaded] if offloaded else []
     needed: dict[int, list[tuple[Path, int]]] = {}
     for folder, size in wanted:
         needed.setdefault(_device(folder), []).append((folder, size))
@@ -93,7 +103,9 @@ def disk(
         Volume(str(places[-1][0]), sum(size for _, size in places), free(places[-1][0])) for places in needed.values()
     ]
     made = sum(cache.bytes_to_make for cache in caches)
-    return Disk(download, made, checkpoint, num_checkpoints, images, result, tuple(volumes))
+    return Disk(
+        download, made, checkpoint, num_checkpoints, images, result, offloaded[1] if offloaded else 0, tuple(volumes)
+    )
 
 
 def problems(found: Disk, output_dir: Path) -> list[Problem]:

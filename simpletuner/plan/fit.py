@@ -9,6 +9,10 @@ from simpletuner.config import Config
 from simpletuner.data.datasets import ImageSet
 from simpletuner.errors import Problem
 from simpletuner.machine import Gpu, Machine
+from simpletuner.memory import budget
+from simpletuner.memory.options import Offload
+from simpletuner.models import families
+from simpletuner.models.options import Model
 from simpletuner.plan.memory import Phase, estimate
 from simpletuner.plan.relief import Change, changes
 
@@ -98,7 +102,8 @@ def remedies(
         return fit(changed, machine, buckets if ratio == 1 else smaller)
 
     alone = []
-    for change in changes(config, images, validation=not after([]).holds("validation")):
+    swap = _fewest_moved(config, machine, buckets)
+    for change in changes(config, images, validation=not after([]).holds("validation"), swap=swap):
         then = after([change])
         alone.append(Remedy(change, then.needed, then.fits, together=False))
     if any(remedy.fits for remedy in alone):
@@ -109,6 +114,27 @@ def remedies(
         then = after(together[:number])
         found.append(Remedy(change, then.needed, then.fits, together=True))
     return found
+
+
+def _fewest_moved(config: Config, machine: Machine, buckets: Buckets) -> int:
+    """The smallest `blocks_to_swap` that fits with a twentieth to spare; as many as can move if that is not enough.
+
+    0 where no GPU is short of memory: there is nothing that they could make room on.
+    """
+    family = families()[config[Model].model_family]
+    now, most = config[Offload].blocks_to_swap, family.shapes(config[Model]).num_blocks - 1
+    if not machine.gpus or now >= most:
+        return 0
+    limit = machine.gpus[0].total_bytes * (1 - budget.SPARE)
+
+    def fits(count: int) -> bool:
+        return fit(config.changed(blocks_to_swap=count), machine, buckets).needed <= limit
+
+    low, high = now + 1, most  # each more needs less, but for the first, which brings the slots
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return low
 
 
 def _fewest(offered: Sequence[Change], after: Callable[[Sequence[Change]], Fit]) -> list[Change]:

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from simpletuner.adapters import targets
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.adapters.options import Adapter
 from simpletuner.config import Config
 from simpletuner.data.options import Data
-from simpletuner.memory.options import Memory
+from simpletuner.memory import budget
+from simpletuner.memory.moves import moves
+from simpletuner.memory.options import Memory, Offload
 from simpletuner.models import FamilyRecord, families
 from simpletuner.models.options import Model, ModelMemory
 from simpletuner.models.shapes import Shapes, Stack
+from simpletuner.optim.arguments import arguments
 from simpletuner.optim.options import Optimizer
-from simpletuner.optim.table import numbers_kept
+from simpletuner.optim.table import state_bytes
+from simpletuner.quantization.kinds import KINDS as KINDS_OF_WEIGHTS
+from simpletuner.quantization.kinds import packed
 from simpletuner.training.options import Speed, Training
 from simpletuner.validation import sizes
 from simpletuner.validation.options import Validation
@@ -33,6 +39,7 @@ SLACK = 0.03  # of everything but the base: what the allocator holds in pieces t
 PROCESS = 1800 * MIB  # RAM of the process with torch and its libraries; pages of mapped weight files do not count
 BACKWARD = 24.0  # units that the backward pass of one block needs while it runs, beside what was kept
 SAMPLING = 16.0  # units in flight in one pass without gradients
+ENCODER_LAYERS = 24  # of the largest text encoder, all alike
 ENCODE, DECODE = 8.2, 17.0  # tensors of the VAE's full-size channels in flight, for each pixel
 
 
@@ -51,6 +58,18 @@ class Phase:
     @property
     def ram_bytes(self) -> int:
         return sum(self.ram.values())
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Blocks of the transformer that wait in RAM, or on disk, and visit the device."""
+
+    stay: int  # blocks
+    move: int
+    waiting_bytes: int
+    slot_bytes: int  # of the device, that they take turns in
+    bus_bytes: int  # copied to the device in one step
+    on_disk: bool
 
 
 def estimate(config: Config, buckets: Iterable[tuple[int, int]]) -> tuple[Phase, ...]:
@@ -82,19 +101,97 @@ def adapter_weights(config: Config, family: FamilyRecord, shapes: Shapes) -> int
     return sum(config[Adapter].lora_rank * sum(shapes.layers[path]) for path in trained(config, family, shapes))
 
 
+def trained_sizes(config: Config, family: FamilyRecord, shapes: Shapes) -> list[int]:
+    """Numbers in each trained tensor: two matrices of an adapted layer, or the layers of the transformer."""
+    if not KINDS[config[Model].model_type].base_stays:
+        layers = [out * into for out, into in shapes.layers.values()]
+        return [*layers, shapes.num_weights - sum(layers)]
+    rank = config[Adapter].lora_rank
+    return [rank * size for path in trained(config, family, shapes) for size in shapes.layers[path]]
+
+
 def base_bytes(config: Config, shapes: Shapes) -> int:
-    """The transformer as it is kept."""
-    return shapes.num_weights * BYTES[config[Memory].base_dtype(config[Speed].mixed_precision)]
+    """The transformer as it is kept: matrices in blocks in their kind, the rest in the base's precision."""
+    each = BYTES[config[Memory].base_dtype(config[Speed].mixed_precision)]
+    in_fewer_bits = sum(quantised_layers(config, shapes))
+    if not in_fewer_bits:
+        return shapes.num_weights * each
+    kind = KINDS_OF_WEIGHTS[config[Memory].base_model_precision]
+    return round(in_fewer_bits * kind.num_bytes) + (shapes.num_weights - in_fewer_bits) * each
+
+
+def quantised_layers(config: Config, shapes: Shapes) -> list[int]:
+    """Weights of each matrix of the transformer that is packed; none if the base is not quantised."""
+    if not config[Memory].quantised:
+        return []
+    kind = KINDS_OF_WEIGHTS[config[Memory].base_model_precision]
+    keep = families()[config[Model].model_family].keep_precise
+    return [out * into for path, (out, into) in shapes.layers.items() if packed(kind, path, into, keep)]
+
+
+def block_bytes(config: Config, shapes: Shapes) -> list[int]:
+    """The matrices of each block as they are kept, in the order in which blocks run."""
+    each = BYTES[config[Memory].base_dtype(config[Speed].mixed_precision)]
+    found = dict.fromkeys(shapes.block_paths(), 0.0)
+    kind = KINDS_OF_WEIGHTS[config[Memory].base_model_precision] if config[Memory].quantised else None
+    keep = families()[config[Model].model_family].keep_precise
+    for path, (out, into) in shapes.layers.items():
+        block = ".".join(path.split(".")[:2])
+        if block in found:
+            small = kind is not None and packed(kind, path, into, keep)
+            found[block] += out * into * (kind.num_bytes if kind and small else each)
+    return [round(size) for size in found.values()]
+
+
+def moved(config: Config, shapes: Shapes) -> Moved | None:
+    """The blocks that wait elsewhere; None if all are on the device."""
+    found = moves(config[Offload], shapes.num_blocks)
+    if not found:
+        return None
+    sizes = block_bytes(config, shapes)
+    return Moved(
+        stay=shapes.num_blocks - len(found.chosen),
+        move=len(found.chosen),
+        waiting_bytes=sum(sizes[index] for index in found.chosen),
+        slot_bytes=budget.ring_bytes(sizes, found.chosen, found.depth),
+        bus_bytes=budget.transferred_bytes(sizes, found.chosen, found.depth),
+        on_disk=found.folder is not None,
+    )
+
+
+def offloaded(config: Config, shapes: Shapes) -> tuple[Path, int] | None:
+    """The folder where blocks wait on disk, and their bytes."""
+    folder, found = moves(config[Offload], shapes.num_blocks).folder, moved(config, shapes)
+    return (folder, found.waiting_bytes) if folder and found else None
+
+
+def base_terms(config: Config, shapes: Shapes) -> tuple[dict[str, int], dict[str, int]]:
+    """(on the device, in RAM): the transformer with what of it waits elsewhere."""
+    found, base = moved(config, shapes), base_bytes(config, shapes)
+    if found is None:
+        return {"base": base}, {}
+    ram = {} if found.on_disk else {"waiting blocks": found.waiting_bytes}
+    return {"base": base - found.waiting_bytes, "slots": found.slot_bytes}, ram
+
+
+def encoder_bytes(config: Config, shapes: Shapes) -> list[int]:
+    """Of each text encoder as it is kept while captions are encoded."""
+    each, kinds = BYTES[config[Speed].mixed_precision], config[Memory].text_kinds
+    return [
+        round(linear * (KINDS_OF_WEIGHTS[kind].num_bytes if kind else each)) + rest * each
+        for kind, (linear, rest) in zip(kinds, shapes.text_encoders, strict=True)
+    ]
 
 
 def adapter_bytes(config: Config, family: FamilyRecord, shapes: Shapes) -> int:
     """Trained weights besides the base, their gradients and the optimizer's state."""
     count, each = adapter_weights(config, family, shapes), trained_bytes(config)
-    moments = numbers_kept(config[Optimizer].optimizer)
+    settings, sizes = config[Optimizer], trained_sizes(config, family, shapes)
+    state = state_bytes(settings.optimizer, sizes, each, arguments(settings.optimizer_config))
     if not KINDS[config[Model].model_type].base_stays:
-        return round(count * each * (1 + moments))  # the weights are the base
+        return count * each + state  # the weights are the base
     copy = 2 if each == 4 and config[Speed].mixed_precision != "no" else 0  # autocast keeps a 16-bit one
-    return round(count * (each * (2 + moments) + copy))
+    return count * (each * 2 + copy) + state
 
 
 def trained_bytes(config: Config) -> int:
@@ -112,7 +209,8 @@ def result_bytes(config: Config, family: FamilyRecord, shapes: Shapes) -> int:
 def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size: tuple[int, int]) -> int:
     """What the forward pass keeps for the backward pass, and what that needs in flight."""
     unit = _unit(config, shapes, size) * config[Training].train_batch_size
-    memory, adapted = config[Memory], set(paths)
+    memory, adapted, away = config[Memory], set(paths), moves(config[Offload], shapes.num_blocks).chosen
+    parked = memory.gradient_checkpointing_backend == "offload"
     blocks = [(stack, index) for stack in shapes.stacks for index in range(stack.count)]
     units, begun, largest = 0.0, False, 0.0
     for number, (stack, index) in enumerate(blocks):
@@ -121,11 +219,24 @@ def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size:
         begun = begun or (number == 0 and any("." not in path or "embed" in path for path in adapted))
         if not begun:  # nothing before the first trained layer gets a gradient
             continue
-        if memory.gradient_checkpointing and number % memory.gradient_checkpointing_interval == 0:
-            units, largest = units + stack.entering, max(largest, kept)
+        if number in away or (memory.gradient_checkpointing and number % memory.gradient_checkpointing_interval == 0):
+            # of parked ones, one is on its way while another is used; a block's own inputs are in flight anyway
+            units, largest = max(units, stack.entering) if parked else units + stack.entering, max(largest, kept)
         else:
             units += kept
     return round((units + largest + BACKWARD) * unit)
+
+
+def parked_bytes(config: Config, shapes: Shapes, size: tuple[int, int]) -> int:
+    """Inputs of recomputed blocks that wait in RAM, at most."""
+    memory, away = config[Memory], moves(config[Offload], shapes.num_blocks).chosen
+    if memory.gradient_checkpointing_backend != "offload":
+        return 0
+    entering = [stack.entering for stack in shapes.stacks for _ in range(stack.count)]
+    every = memory.gradient_checkpointing_interval
+    again = {index for index in range(len(entering)) if memory.gradient_checkpointing and index % every == 0} | away
+    units = sum(entering[index] for index in again)
+    return round(units * _unit(config, shapes, size) * config[Training].train_batch_size)
 
 
 def _kept(stack: Stack, index: int, adapted: set[str]) -> float:
@@ -141,13 +252,16 @@ def _unit(config: Config, shapes: Shapes, size: tuple[int, int]) -> int:
 def _training_phase(config: Config, family: FamilyRecord, shapes: Shapes, size: tuple[int, int]) -> Phase:
     activations = activation_bytes(config, shapes, trained(config, family, shapes), size)
     state = adapter_bytes(config, family, shapes)
+    base, waiting = base_terms(config, shapes)
     vram = {
-        "base": base_bytes(config, shapes),
+        **base,
         "adapter and optimizer": state,
         "activations": activations,
-        "workspace": CONTEXT + round(SLACK * (activations + state)),
+        "workspace": CONTEXT + unpacked_bytes(config, shapes) + round(SLACK * (activations + state)),
     }
-    return Phase("training", vram, {"program": PROCESS, "one tensor": _largest(config, shapes)})
+    if parked := parked_bytes(config, shapes, size):
+        waiting = waiting | {"parked activations": parked}
+    return Phase("training", vram, {"program": PROCESS, "one tensor": _largest(config, shapes), **waiting})
 
 
 def _validation_phase(config: Config, family: FamilyRecord, shapes: Shapes) -> Phase:
@@ -156,18 +270,31 @@ def _validation_phase(config: Config, family: FamilyRecord, shapes: Shapes) -> P
     height, width = max(((size.height, size.width) for size in wanted), key=lambda s: s[0] * s[1], default=(1024, 1024))
     sampling = round(SAMPLING * _unit(config, shapes, (height, width)))
     decoding = vae_bytes(config, shapes) + vae_activations(config, shapes, height * width, DECODE)
+    base, waiting = base_terms(config, shapes)
+    if config[Offload].enable_model_cpu_offload:  # the transformer is away while the VAE decodes
+        waiting = waiting | {"base": base["base"]}
+        decoding -= base["base"]
     vram = {
-        "base": base_bytes(config, shapes),
+        **base,
         "adapter and optimizer": adapter_bytes(config, family, shapes),
         "sampling": max(sampling, decoding),
-        "workspace": CONTEXT,
+        "workspace": CONTEXT + unpacked_bytes(config, shapes),
     }
-    return Phase("validation", vram, {"program": PROCESS, "vae": vae_bytes(config, shapes)})
+    return Phase("validation", vram, {"program": PROCESS, "vae": vae_bytes(config, shapes), **waiting})
 
 
 def _text_phase(config: Config, shapes: Shapes) -> Phase:
-    weights = shapes.encoders * BYTES[config[Speed].mixed_precision]
-    return Phase("text cache", {"text encoders": weights, "workspace": CONTEXT}, {"program": PROCESS})
+    kept, waiting = encoder_bytes(config, shapes), {}
+    if config[Offload].enable_group_offload and config[Offload].group_offload_text_encoder:
+        linears = [linear / (linear + rest) for linear, rest in shapes.text_encoders]
+        waiting = {"text encoders": round(sum(size * part for size, part in zip(kept, linears, strict=True)))}
+        depth = moves(config[Offload], ENCODER_LAYERS).depth
+        kept = [
+            round(size * (1 - part + part * depth / ENCODER_LAYERS)) for size, part in zip(kept, linears, strict=True)
+        ]
+    elif config[Offload].offload_during_startup:
+        waiting = {"text encoders": sum(kept)}
+    return Phase("text cache", {"text encoders": sum(kept), "workspace": CONTEXT}, {"program": PROCESS, **waiting})
 
 
 def _image_phase(config: Config, shapes: Shapes, size: tuple[int, int]) -> Phase:
@@ -192,6 +319,11 @@ def vae_activations(config: Config, shapes: Shapes, pixels: int, tensors: float)
     if parts.vae_enable_tiling:
         pixels = min(pixels, 512 * 512 * data.vae_batch_size)
     return round(tensors * pixels * shapes.vae_channels * BYTES[config[Model].vae_dtype])
+
+
+def unpacked_bytes(config: Config, shapes: Shapes) -> int:
+    """The largest packed matrix as it is multiplied with: one at a time."""
+    return max(quantised_layers(config, shapes), default=0) * BYTES[config[Speed].mixed_precision]
 
 
 def _largest(config: Config, shapes: Shapes) -> int:

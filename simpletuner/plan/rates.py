@@ -60,7 +60,7 @@ def setting(config: Config, device: str, pixels: float) -> Setting:
     return Setting(
         device=device,
         flavour=config[Model].model_flavour,
-        precision=f"{precision}/{config[Memory].base_dtype(precision)}/{config[Model].model_type}",
+        precision=f"{precision}/{config[Memory].storage(precision)}/{config[Model].model_type}",
         resolution=f"{pixels / 1e6:.3f}",
         batch=config[Training].train_batch_size,
     )

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simpletuner.errors import exit_code
 from simpletuner.training.options import Training
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ def plain(plan: Plan) -> dict[str, Any]:
     """JSON data; bytes, seconds and counts, no texts for people but those of problems."""
     record: dict[str, Any] = {
         "can_start": plan.can_start,
-        "exit_code": min((p.exit_code for p in plan.problems if p.severity == "error"), default=0),
+        "exit_code": exit_code(plan.problems),
         "problems": [problem.record() for problem in plan.problems],
     }
     if Training.__name__ not in plan.config.groups:
@@ -39,6 +40,7 @@ def plain(plan: Plan) -> dict[str, Any]:
             "available": details.fit.available,
             "gpu": details.fit.gpu.name if details.fit.gpu else details.fit.unknown,
             "ram": {"needed": details.fit.ram_needed, "available": details.fit.ram_bytes},
+            "moved": asdict(details.moved) if details.moved else None,
             "phases": [{"name": p.name, "vram": dict(p.vram), "ram": dict(p.ram)} for p in details.fit.phases],
             "remedies": [
                 {

@@ -60,7 +60,7 @@ def _model(config: Config, flavour: Flavour, adapter: Trained) -> str:
     parameters = adapter.parameters().values()
     numel = sum(p.numel() for p in parameters)
     megabytes = sum(p.numel() * p.element_size() for p in parameters) / 1e6
-    base = config[Memory].base_dtype(config[Speed].mixed_precision)
+    base = config[Memory].storage(config[Speed].mixed_precision)
     size = f"({numel / 1e6:.2f} M, {megabytes:.1f} MB)"
     return f"{config[Model].model_family} {flavour.name}, {adapter.summary()} {size}, base {base}"
 
@@ -93,7 +93,7 @@ def _length(config: Config, library: Library, total_steps: int) -> str:
 
 def _rate(config: Config) -> str:
     settings = config[Optimizer]
-    clip = f"clip {settings.max_grad_norm:g} ({settings.grad_clip_method})"
+    clip = f"clip {settings.clip_limit:g} ({settings.grad_clip_method})" if settings.clip_limit else "no clip"
     rate = f"{settings.learning_rate:g} {settings.lr_scheduler} ({settings.lr_warmup_steps})"
     return f"{rate}, {settings.optimizer}, {clip}, {_shift(config[Objective])}"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
+
+from simpletuner import wrapping
 
 GAP = 2
 ROOM = 20  # the least that a last column needs
@@ -38,7 +39,4 @@ def _stacked(rows: Sequence[Sequence[str]], width: int) -> list[str]:
 
 def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
     """Lines of at most `width` columns as far as words allow; `first` and `rest` stand in front."""
-    lines = textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
-    return [line.replace(JOINED, " ") for line in lines]
+    return [line.replace(JOINED, " ") for line in wrapping.wrapped(text, width, first, rest)]

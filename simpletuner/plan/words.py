@@ -11,10 +11,12 @@ from simpletuner.adapters.options import Adapter
 from simpletuner.config import Config
 from simpletuner.data.health import Health
 from simpletuner.data.reasons import said
+from simpletuner.memory import budget
 from simpletuner.memory.options import Memory
 from simpletuner.models.options import Model
 from simpletuner.plan import Details, Plan
 from simpletuner.plan.fit import GIB
+from simpletuner.plan.memory import Moved
 from simpletuner.plan.table import JOINED, columns, wrapped
 from simpletuner.plan.time import Span
 from simpletuner.tracking.options import Hub, Logging
@@ -55,8 +57,7 @@ def described(config: Config) -> list[str]:
     """What is trained, in a few words."""
     model, kind = config[Model], KINDS[config[Model].model_type]
     trained = f"{kind.title} rank {config[Adapter].lora_rank}" if kind.base_stays else "all weights"
-    precision = config[Memory].base_model_precision
-    base = config[Memory].base_dtype(config[Speed].mixed_precision) if precision == "no_change" else precision
+    base = config[Memory].storage(config[Speed].mixed_precision)
     return [f"{model.model_family} {model.model_flavour}", trained, base]
 
 
@@ -155,11 +156,27 @@ def _memory(details: Details) -> Iterator[Row]:
         yield "MEMORY", f"VRAM {peak.vram_bytes / GIB:.1f}{total}{JOINED}GiB in {peak.name}: {parts}"
         others = [f"{phase.name} {phase.vram_bytes / GIB:.1f}" for phase in fit.phases if phase is not peak]
         yield "", f"else {', '.join(others)}" + (f"   ({fit.unknown}: its size is not known)" if fit.unknown else "")
+    if details.moved:
+        yield "", _moved(details.moved, details.time.step)
     ram = f" of {fit.ram_bytes / GIB:.1f}" if fit.ram_bytes else ""
     where = "" if fit.on_gpu else "   no GPU: everything is in RAM"
     yield "" if fit.on_gpu else "MEMORY", f"RAM {fit.ram_needed / GIB:.1f}{ram}{JOINED}GiB{where}"
     if not fit.fits:
         yield from _remedies(details)
+
+
+def _moved(found: Moved, step: Span | None) -> str:
+    """step: how long it takes when nothing moves, at best."""
+    where = "on disk" if found.on_disk else "in RAM"
+    waiting, slots = (f"{size / GIB:.1f}{JOINED}GiB" for size in (found.waiting_bytes, found.slot_bytes))
+    said = f"{found.stay} blocks stay on the device, {found.move} wait {where} ({waiting}) and take turns in {slots}; "
+    said += f"{_bytes(found.bus_bytes)} are copied in a step"
+    if step is None or found.on_disk:
+        return said
+    stall = budget.stall_seconds(found.bus_bytes, step.low)
+    return (
+        f"{said}, which it waits for about {stall:.2f}{JOINED}s" if stall >= 0.01 else f"{said}, beside the computation"
+    )
 
 
 def _remedies(details: Details) -> Iterator[Row]:
@@ -175,7 +192,7 @@ def _disk(details: Details) -> Iterator[Row]:
     parts = [("download", disk.download), ("caches", disk.caches)]
     checkpoints = disk.checkpoint * disk.num_checkpoints
     parts += [(f"checkpoints ({disk.num_checkpoints} x {_bytes(disk.checkpoint)})", checkpoints)]
-    parts += [("images", disk.images), ("result", disk.result)]
+    parts += [("images", disk.images), ("result", disk.result), ("offloaded weights", disk.offloaded)]
     told = ", ".join(f"{name} {_bytes(size)}" for name, size in parts if size)
     free = ", ".join(f"{_bytes(volume.free)} free" for volume in disk.volumes[-1:])
     yield "DISK", f"about {_bytes(disk.needed)} of {free}: {told}"

@@ -104,11 +104,19 @@ HARDWARE_RULES: Table = {
 FURTHER_RULES: tuple[Rule, ...] = (
     precision.base_matches_computation,
     precision.updates_are_kept,
+    optimizer.clips_once,
+    offload.what_moves_is_frozen,
+    offload.moved_blocks_are_recomputed,
+    offload.what_moves_has_no_dropout,
     validation.sizes_are_readable,
     validation.prompts_are_used,
     conditions.conditions_hold,
 )
-FURTHER_HARDWARE_RULES: tuple[Rule, ...] = (hardware.apple_trains_small_models,)
+FURTHER_HARDWARE_RULES: tuple[Rule, ...] = (
+    hardware.apple_trains_small_models,
+    hardware.state_is_computable,
+    hardware.offload_has_somewhere_to_go,
+)
 PROMPT_RULES: tuple[Rule, ...] = (contents.strength_has_an_adapter,)
 
 

@@ -12,24 +12,23 @@ from simpletuner.memory.options import Memory, Offload
 from simpletuner.models import families
 from simpletuner.models.options import Model
 from simpletuner.optim.options import Optimizer
+from simpletuner.quantization.kinds import KINDS
 from simpletuner.rules.adapter import peft
 from simpletuner.rules.findings import error, notice
 from simpletuner.rules.precision import BASE
 from simpletuner.training.options import Distributed
 
-# Least compute capability of the kinds that not every NVIDIA card computes; int4 wants bf16, which came with 8.0.
-LEAST = {
-    "fp8-compute": (8, 9),
-    "fp8-torchao": (8, 9),
-    "int8-compute": (8, 0),
-    "int4-quanto": (8, 0),
-    "int4-torchao": (8, 0),
-}
+FP8, FP8_STATE = (8, 9), ("ao-adamwfp8", "ao-adamfp8")  # optimizers that keep their state in it
 SUBSTITUTES = ("int8-compute", "int8-quanto", "int8-torchao", "nf4-bnb")  # of much the same use, the fastest first
 BITSANDBYTES = {BASE: "-bnb", "text_encoder_1_precision": "-bnb", "text_encoder_2_precision": "-bnb"}  # endings
 PROCESSES, IDS = "num_processes", "gpu_ids"
 UNKNOWN = (0, 0)  # a driver that does not say
 SMALL_WEIGHTS = 1e9  # what an Apple GPU is known to train has fewer
+
+
+def least(precision: str) -> tuple[int, int]:
+    """The compute capability from which a card computes it."""
+    return KINDS[precision].capability if precision in KINDS else UNKNOWN
 
 
 def used(config: Config, machine: Machine) -> tuple[Gpu, ...]:
@@ -57,6 +56,21 @@ def streams_have_cuda(config: Config, machine: Machine) -> Problem | None:
     return None
 
 
+def offload_has_somewhere_to_go(config: Config, machine: Machine) -> Problem | None:
+    """One word, however many of them there are; `streams_have_cuda` has said enough."""
+    offload = config[Offload]
+    asked = [
+        key
+        for key in ("enable_group_offload", "blocks_to_swap", "enable_model_cpu_offload", "offload_during_startup",
+                    "offload_during_save")
+        if getattr(offload, key)
+    ]  # fmt: skip
+    asked += ["gradient_checkpointing_backend"] if config[Memory].gradient_checkpointing_backend == "offload" else []
+    if machine.has_gpu or not asked or streams_have_cuda(config, machine):
+        return None
+    return notice(f"without a GPU, {asked[0]} only copies within RAM: the run trains, and saves nothing", *asked)
+
+
 def bitsandbytes_has_cuda(config: Config, machine: Machine) -> Iterator[Problem]:
     if machine.gpus:
         return
@@ -76,14 +90,24 @@ def bitsandbytes_has_cuda(config: Config, machine: Machine) -> Iterator[Problem]
 def base_is_computable(config: Config, machine: Machine) -> Problem | None:
     precision = config[Memory].base_model_precision
     cards = [gpu for gpu in used(config, machine) if gpu.capability != UNKNOWN]
-    weak = [gpu for gpu in cards if gpu.capability < LEAST.get(precision, UNKNOWN)]
+    weak = [gpu for gpu in cards if gpu.capability < least(precision)]
     if not weak:
         return None
     worst = min(weak, key=lambda gpu: gpu.capability)
-    needed, has = (f"{major}.{minor}" for major, minor in (LEAST[precision], worst.capability))
+    needed, has = (f"{major}.{minor}" for major, minor in (least(precision), worst.capability))
     message = f"{BASE}={precision} needs compute capability {needed}, and {worst.name} has {has}"
-    works = [kind for kind in SUBSTITUTES if worst.capability >= LEAST.get(kind, UNKNOWN)]
+    works = [kind for kind in SUBSTITUTES if worst.capability >= least(kind)]
     return error(message, BASE, fix=f"{BASE}={', '.join(works[:-1])} or {works[-1]}", area="hardware")
+
+
+def state_is_computable(config: Config, machine: Machine) -> Problem | None:
+    name = config[Optimizer].optimizer
+    cards = [gpu for gpu in used(config, machine) if UNKNOWN < gpu.capability < FP8]
+    if name not in FP8_STATE or not cards:
+        return None
+    major, minor = cards[0].capability
+    message = f"{name} keeps its state in fp8, which needs compute capability 8.9, and {cards[0].name} has"
+    return error(f"{message} {major}.{minor}", "optimizer", fix="optimizer=ao-adamw8bit", area="hardware")
 
 
 def processes_have_gpus(config: Config, machine: Machine) -> Iterator[Problem]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from simpletuner.config import Config
 from simpletuner.errors import Problem
 from simpletuner.optim.options import FALLING, Optimizer
-from simpletuner.rules.findings import error
+from simpletuner.optim.table import CLIPS_ITSELF
+from simpletuner.rules.findings import error, notice
 from simpletuner.training.options import Training
 
 SCHEDULE_FREE = "adamw_schedulefree"
@@ -29,6 +30,14 @@ def schedule_free_has_no_schedule(config: Config) -> Problem | None:
     if optimizer.optimizer == SCHEDULE_FREE and optimizer.lr_scheduler in FALLING:
         message = f"{SCHEDULE_FREE} finds its own way down, and lr_scheduler is {optimizer.lr_scheduler}"
         return error(message, "optimizer", "lr_scheduler", fix="lr_scheduler=constant")
+    return None
+
+
+def clips_once(config: Config) -> Problem | None:
+    optimizer = config[Optimizer]
+    if optimizer.optimizer in CLIPS_ITSELF and optimizer.max_grad_norm:
+        message = f"{optimizer.optimizer} limits its own updates: the gradient is measured and not clipped"
+        return notice(message, "optimizer", "max_grad_norm", fix="max_grad_norm=0 says so")
     return None
 
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.machinery import PathFinder
 
 from simpletuner.config import Config
 from simpletuner.errors import Problem
+from simpletuner.kernels.packages import ATTENTION, Package
+from simpletuner.quantization.kinds import KINDS
 from simpletuner.rules.findings import error
-
-
-@dataclass(frozen=True)
-class Package:
-    module: str
-    install: str
 
 
 def _extra(module: str, name: str) -> Package:
@@ -24,7 +19,8 @@ def _extra(module: str, name: str) -> Package:
 
 QUANTO, TORCHAO = _extra("optimum.quanto", "quanto"), _extra("torchao", "torchao")
 BITSANDBYTES = _extra("bitsandbytes", "bitsandbytes")
-PRECISIONS = {"*-quanto": QUANTO, "*-torchao": TORCHAO, "*-bnb": BITSANDBYTES}
+LIBRARIES = {"quanto": QUANTO, "torchao": TORCHAO, "bitsandbytes": BITSANDBYTES}
+PRECISIONS = {name: LIBRARIES[kind.library] for name, kind in KINDS.items() if kind.library in LIBRARIES}
 
 # option -> pattern of its choices -> package. sageattention has a rule of its own: without it a run goes on.
 NEEDS: Mapping[str, Mapping[str, Package]] = {
@@ -42,11 +38,7 @@ NEEDS: Mapping[str, Mapping[str, Package]] = {
     "optimizer_cpu_offload_method": {"torchao": TORCHAO},
     "lora_type": {"lycoris": _extra("lycoris", "lycoris")},
     "lora_init_type": {"loftq": BITSANDBYTES},
-    "attention_mechanism": {
-        "xformers": Package("xformers", "pip install xformers"),
-        "flash-attn-2": Package("flash_attn", "pip install flash-attn --no-build-isolation"),
-        "flash-attn-3": Package("flash_attn_interface", "build it from the folder hopper of flash-attention's source"),
-    },
+    "attention_mechanism": ATTENTION,
     "report_to": {name: _extra(name, name) for name in ("tensorboard", "wandb", "trackio")},
     "caption_strategy": {"parquet": _extra("pyarrow", "datasets"), "huggingface": _extra("datasets", "datasets")},
 }

@@ -8,15 +8,16 @@ from simpletuner.errors import Problem
 from simpletuner.memory.options import Memory
 from simpletuner.models.options import Model
 from simpletuner.optim.options import Optimizer
+from simpletuner.quantization.kinds import KINDS as KINDS_OF_WEIGHTS
 from simpletuner.rules.findings import error, notice
 from simpletuner.training.options import Speed
 
 BASE = "base_model_precision"
 BF16_ONLY = {"adamw_bf16"}
+COMPENSATES = "optimi-"  # beginning of those that keep beside bf16 weights what rounding cuts off
 FP16_BASE = (BASE, "fp16")  # frozen weights in fp16 do not touch the optimizer
 RUNS_PLAIN = "int8-bnb"  # its kernels cannot be compiled
 NOT_COMPILING = ("auto", "no")
-OURS = "-compute"  # ending of the kinds that only this program can make
 
 
 def trained_weights_are_unquantised(config: Config) -> Problem | None:
@@ -36,10 +37,14 @@ def int8_bnb_runs_plain(config: Config) -> Problem | None:
 
 
 def pipeline_can_quantise(config: Config) -> Problem | None:
-    base = config[Memory].base_model_precision
-    if config[Memory].quantize_via == "pipeline" and base.endswith(OURS):
-        message = f"quantize_via=pipeline leaves quantising to diffusers, which cannot make {base}"
-        return error(message, "quantize_via", BASE, fix="quantize_via=auto")
+    memory = config[Memory]
+    base = memory.base_model_precision
+    if memory.quantize_via == "pipeline" and memory.quantised and not KINDS_OF_WEIGHTS[base].diffusers:
+        message = f"quantize_via=pipeline leaves quantising to diffusers, whose {base} cannot be taken over"
+        if KINDS_OF_WEIGHTS[base].compute:
+            message = f"quantize_via=pipeline leaves quantising to diffusers, which cannot make {base}"
+        works = ", ".join(name for name, kind in KINDS_OF_WEIGHTS.items() if kind.diffusers)
+        return error(message, "quantize_via", BASE, fix=f"quantize_via=auto; pipeline makes {works}")
     return None
 
 
@@ -69,7 +74,7 @@ def updates_are_kept(config: Config) -> Problem | None:
     optimizer, computed = config[Optimizer].optimizer, config[Speed].mixed_precision
     memory = config[Memory]
     stored = memory.base_dtype(computed)
-    kept = stored == "fp32" or (stored == "bf16" and optimizer in BF16_ONLY)
+    kept = stored == "fp32" or (stored == "bf16" and (optimizer in BF16_ONLY or optimizer.startswith(COMPENSATES)))
     if KINDS[config[Model].model_type].base_stays or memory.quantised or kept:
         return None
     message = f"model_type=full would train weights in {stored}, where {optimizer} rounds small updates away"

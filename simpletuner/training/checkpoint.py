@@ -9,6 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,11 @@ class Checkpoints:
         free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
         sleep: Callable[[float], None] = time.sleep,
         verified: Callable[[Path], list[str]] = verify,
+        room: Callable[[], AbstractContextManager[Any]] = nullcontext,  # made while a checkpoint is written
     ):
         self.output_dir, self.options, self.events, self.contents = output_dir, options, events, contents
         self.wait_ended, self.free_bytes, self.sleep, self.verified = wait_ended, free_bytes, sleep, verified
+        self.room = room
         self.saved_step = -1  # of the newest checkpoint that this process saved or resumed from
         self._retry_at: float | None = None  # a save was skipped for lack of space
         self._warned = False
@@ -211,7 +214,8 @@ class Checkpoints:
         started = time.monotonic()
         folder = self.output_dir / f".incomplete-{step}-{uuid.uuid4().hex}"
         try:
-            wrong, hashed = self._write(folder, step, reason, state)
+            with self.room():
+                wrong, hashed = self._write(folder, step, reason, state)
             if target.exists():  # damaged and passed over at the start, or it would have been resumed from
                 self._set_aside(target)
             os.rename(folder, target)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from simpletuner.errors import DiskError
+from simpletuner.protocols import CountsInGroups, StartsState
 
 TENSORS, SCALARS = "optimizer-0.safetensors", "optimizer.json"  # 0 is the rank
 
@@ -20,6 +22,15 @@ def _named(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, 
     """name -> (parameter, its group), in the order in which the parameters were given."""
     pairs = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     return dict(zip(names, pairs, strict=True))
+
+
+def _parts(key: str, value: Tensor) -> dict[str, Tensor]:
+    """The plain tensors that a tensor is made of, by name: itself, or codes and scales; 8-bit floats as bytes."""
+    if is_traceable_wrapper_subclass(value):
+        names, _ = value.__tensor_flatten__()  # type: ignore[attr-defined]
+        return {k: v for name in names for k, v in _parts(f"{key}.{name}", getattr(value, name)).items()}
+    value = value.detach()
+    return {key: value.view(torch.uint8) if value.is_floating_point() and value.itemsize == 1 else value}
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], folder: Path) -> None:
@@ -33,11 +44,14 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], folde
         scalars[name] = {}
         for key, value in optimizer.state.get(p, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
+                parts = {f"{name}/{part}": t for part, t in _parts(key, value).items()}
+                tensors |= {address: t.to("cpu", copy=True).contiguous() for address, t in parts.items()}
             else:
                 scalars[name][key] = value
     save_file(tensors, folder / TENSORS)
-    record = {"optimizer": type(optimizer).__name__, "parameters": scalars}
+    record: dict[str, Any] = {"optimizer": type(optimizer).__name__, "parameters": scalars}
+    if isinstance(optimizer, CountsInGroups):
+        record["groups"] = optimizer.counts()
     (folder / SCALARS).write_text(json.dumps(record, indent=1), "utf-8")
 
 
@@ -54,14 +68,40 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], folde
         odd = sorted(set(named) ^ set(record["parameters"]))
         message = f"{folder / SCALARS}: state of other parameters, such as {odd[0]}"
         raise DiskError(message, fix="resume with the configuration that wrote it, or give a new output_dir")
-    optimizer.state.clear()
-    for name, scalars in record["parameters"].items():
-        if scalars:
-            optimizer.state[named[name][0]].update(scalars)
+    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in named}
     for address, value in load_file(folder / TENSORS).items():
         name, _, key = address.rpartition("/")
-        p, group = named[name]
-        # As torch does it: the step counter stays with the host unless the kernels read it on the device.
-        on_host = key == "step" and not (group.get("capturable") or group.get("fused"))
-        optimizer.state[p][key] = value if on_host else value.to(p.device)
+        tensors[name][key] = value
+    for name, (p, group) in named.items():
+        _put_back(optimizer, p, group, record["parameters"][name], tensors[name])
+    if isinstance(optimizer, CountsInGroups):
+        optimizer.count_from(record["groups"])
     return True
+
+
+def _put_back(
+    optimizer: torch.optim.Optimizer,
+    p: Tensor,
+    group: Mapping[str, Any],
+    scalars: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """The state of one parameter, into the tensors that are there: what reads them by address goes on reading them."""
+    if not scalars and not tensors:  # saved before its first update
+        optimizer.state.pop(p, None)
+        return
+    if isinstance(optimizer, StartsState) and not optimizer.state.get(p):
+        optimizer.start(p)
+    state = optimizer.state[p]
+    there = {
+        part: t for key, value in state.items() if isinstance(value, Tensor) for part, t in _parts(key, value).items()
+    }
+    state.update(scalars)
+    for key, value in tensors.items():
+        old = there.get(key)
+        if old is not None and (old.shape, old.dtype) == (value.shape, value.dtype):
+            old.copy_(value)
+        else:
+            # As torch does it: the step counter stays with the host unless the kernels read it on the device.
+            on_host = key == "step" and not (group.get("capturable") or group.get("fused"))
+            state[key] = value if on_host else value.to(p.device)

@@ -91,6 +91,7 @@ class Trainer:
         control: Control | None = None,
         relief: Sequence[str] = (),  # lines to change when memory is short, best first
         parent: Callable[[], AbstractContextManager[None]] = nullcontext,  # within it the denoiser is the base model
+        pace: Callable[[Any, Any], Any] | None = None,  # (plain backward, loss) -> a faster backward, see training.pace
     ):
         self.family, self.denoiser, self.optimizer, self.schedule = family, denoiser, optimizer, schedule
         self.times, self.loader, self.checkpoints, self.validation = times, loader, checkpoints, validation
@@ -100,8 +101,10 @@ class Trainer:
         self.max_grad_norm, self.grad_clip_method = max_grad_norm, grad_clip_method
         self.cache_clear_interval, self.relief, self.parent = cache_clear_interval, relief, parent
         self.device, self.scaler = precision.device, precision.scaler
-        self.gradients = Gradients(list(trainable.values()), precise=gradient_precision == "fp32")
+        self.gradients = Gradients(list(trainable.values()), gradient_precision == "fp32", optimizer)
         self.nonfinite = NonFinite(options.nonfinite_action)
+        self.backward: Any = pace(self._backward, self.error) if pace else self._backward
+        self.rest: Callable[[], None] = self.backward.rest if pace else _nothing  # gives memory back for a while
         self.account = Account(events, metrics, self.nonfinite, total_steps)
         self.rate_factor = 1.0  # halved by going back; part of the run's state
         self.pending: Window | None = None  # an update whose numbers the host has not read yet
@@ -125,6 +128,7 @@ class Trainer:
                 self._between_steps(epochs)
         self.checkpoints.save(self.progress.step, "final", self.state(), is_final=True)
         if self.validation and self.validation.due(self.progress, last=True):
+            self.rest()
             self.validation.run(self.progress.step, last=True)
 
     def _take(self) -> Window:
@@ -161,34 +165,46 @@ class Trainer:
         planned, losses, times = self.options.gradient_accumulation_steps, [], []
         for index, batch in enumerate(window.batches):
             self._seed_globals(window.before.step * planned + index)
-            with self.precision.autocast():
-                loss, t = self.loss(batch)
-            scaled = self.scaler.scale(loss) if self.scaler else loss
-            (scaled / planned).backward()
-            losses.append(loss.detach())
+            inputs, t = self.draw(batch)
+            losses.append(self.backward(inputs, planned))
             times.append(t)
         if len(losses) < planned:  # the last window of a run may be short
             self.gradients.scale(planned / len(losses))
         window.times, window.numbers = tuple(times), torch.stack(losses)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(mean loss, times): the error of one prediction. Draws are addressed by the samples' numbers in the run."""
+    def draw(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """What `error` needs, on the device, and times (B,) on the CPU; draws are addressed by the samples' numbers."""
         height, width = batch.latents.shape[-2:]
         tokens = self.family.shift_tokens(height, width)
         t = self.times(batch.numbers, self.seed, tokens, batch.timestep_offset)  # (B,) in (0, 1), 1 is noise
         shape = tuple(batch.latents.shape[1:])
         noise = torch.stack([draw.normal(shape, "noise", self.seed, number) for number in batch.numbers])
-        batch = _moved(batch, self.device)
+        batch = _moved(replace(batch, text={**batch.text, **self.family.conditions(batch)}), self.device)
         t_device, noise = t.to(self.device, non_blocking=True), noise.to(self.device, non_blocking=True)
         x_0 = batch.latents.float()  # (B, C, H, W); the maths stays in fp32
         x_t = self.family.objective.add_noise(x_0, noise, t_device)
         if batch.parent_target:  # regularisation: what the base model itself would predict
-            with torch.no_grad(), self.parent():
+            with torch.no_grad(), self.parent(), self.precision.autocast():
                 target = self.family.predict(self.denoiser, x_t, t_device, batch).float()
         else:
             target = self.family.objective.target(x_0, noise, t_device)
-        prediction = self.family.predict(self.denoiser, x_t, t_device, batch)
-        return (l2(prediction.float(), target) * batch.weight).mean(), t
+        inputs = {"x_t": x_t, "t": t_device, "target": target, "weight": batch.weight}
+        return inputs | {f"text.{name}": tensor for name, tensor in batch.text.items()}, t
+
+    def error(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The mean loss () of one prediction: tensors in, a tensor out, so that it can be recorded."""
+        text = {name.removeprefix("text."): value for name, value in inputs.items() if name.startswith("text.")}
+        batch = Batch(ids=(), latents=inputs["x_t"], text=text, weight=inputs["weight"], dataset="")
+        with self.precision.autocast():
+            prediction = self.family.predict(self.denoiser, inputs["x_t"], inputs["t"], batch)
+            return (l2(prediction.float(), inputs["target"]) * batch.weight).mean()
+
+    def _backward(self, inputs: Mapping[str, Tensor], divisor: float) -> Tensor:
+        """The loss; the gradient of loss / divisor is added to the parameters'."""
+        loss = self.error(inputs)
+        scaled = self.scaler.scale(loss) if self.scaler else loss
+        (scaled / divisor).backward()
+        return loss.detach()
 
     def _update(self, window: Window) -> None:
         """Measures, limits and applies the gradient. A NaN or Inf in loss or norm never reaches the weights."""
@@ -243,6 +259,7 @@ class Trainer:
         elif reason:
             self.checkpoints.save(step, reason, self.state())
         if validation and not self.stop.requested:
+            self.rest()
             validation.run(step)
         if self.stop.requested:
             self._stop()
@@ -367,6 +384,10 @@ class Trainer:
             fix="change one of the lines below; the best comes first" if self.relief else "use less memory",
             details=[*details, *self.relief],
         )
+
+
+def _nothing() -> None:
+    pass
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

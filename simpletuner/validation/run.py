@@ -44,6 +44,7 @@ class ValidationRun:
     memory after a large thing was let go. `seed` is the run's, `base_id` names base weights and precision, `facts` go
     into each image (sampler, flavour): plain values, no paths. `stopping` tells between images that the run shall end.
     Without `base_stays` the base's own weights are trained, so that it can be seen only before the first step.
+    `stage` makes room for the VAE while it decodes.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ValidationRun:
         facts: Mapping[str, Any] | None = None,
         stopping: Callable[[], bool] = lambda: False,
         base_stays: bool = True,
+        stage: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
     ):
         self.options, self.prompts, self.adapter = options, prompts, adapter
         self.output_dir, self.events = output_dir, events
@@ -83,6 +85,7 @@ class ValidationRun:
             latent_shape=latent_shape,
             events=events,
             stopping=stopping,
+            stage=stage,
         )
 
     def due(self, progress: Progress, last: bool = False, epoch_done: bool = False) -> bool:

@@ -84,7 +84,7 @@ class ImageMaker:
     """Turns shots into images: first all latents, then the VAE is loaded, used and let go.
 
     `embed` gives the cached embeddings of one text (batch axis 1), `latent_shape` (1, C, H, W) of an image size.
-    What did not fit once is not tried again.
+    `stage` makes room for the VAE while it decodes. What did not fit once is not tried again.
     """
 
     def __init__(
@@ -97,10 +97,11 @@ class ImageMaker:
         latent_shape: Callable[[Size], tuple[int, int, int, int]],
         events: EventLog,
         stopping: Callable[[], bool],
+        stage: Callable[[nn.Module], AbstractContextManager[Any]] = _plain,
     ):
         self.sampler, self.load_vae, self.free = sampler, load_vae, free
         self.embed, self.latent_shape = embed, latent_shape
-        self.events, self.stopping = events, stopping
+        self.events, self.stopping, self.stage = events, stopping, stage
         self.rung = 0
         self.too_large: set[Size] = set()
 
@@ -192,6 +193,7 @@ class ImageMaker:
             stack.callback(self.free)
             stack.enter_context(self.forgiving(f"{len(pairs)} images"))
             vae = self.load_vae()
+            stack.enter_context(self.stage(vae))
             for shot, latents in pairs:
                 if self.stopping():
                     break

@@ -13,6 +13,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from simpletuner.wrapping import wrapped
+
 NARROWEST, WIDEST = 40, 100  # columns
 WIDE_ENOUGH = 60  # for a choice and its meaning on one line
 UP, DOWN = ("\x1b[A", "\x1bOA"), ("\x1b[B", "\x1bOB")
@@ -37,7 +39,7 @@ class Screen:
 
     def say(self, text: str = "", indent: int = 0, colour: str = "") -> None:
         """A paragraph, wrapped; commands and paths are never cut."""
-        for line in wrapped(text, self.width, indent):
+        for line in indented(text, self.width, indent):
             print(self._dyed(line, colour))
 
     def raw(self, line: str) -> None:
@@ -63,7 +65,7 @@ class Screen:
                 first, *rest = textwrap.wrap(meaning, self.width - left)
                 lines += [head.ljust(left) + first, *(" " * left + line for line in rest)]
             else:
-                lines += [head, *wrapped(meaning, self.width, 5)]
+                lines += [head, *indented(meaning, self.width, 5)]
         return lines
 
     def _dyed(self, line: str, colour: str) -> str:
@@ -110,11 +112,9 @@ class Screen:
                 return typed
 
 
-def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
-    return textwrap.wrap(
-        text, width, initial_indent=" " * indent, subsequent_indent=" " * indent,
-        break_long_words=False, break_on_hyphens=False,
-    ) or [""]  # fmt: skip
+def indented(text: str, width: int, indent: int = 0) -> list[str]:
+    """The paragraph, moved in; an empty one is an empty line."""
+    return wrapped(text, width, " " * indent, " " * indent) or [""]
 
 
 def _has_termios() -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from simpletuner.wizard.answers import take
 from simpletuner.wizard.questions import NO, YES, Choice, Field, Question, Wrong, fields
-from simpletuner.wizard.screen import Screen, wrapped
+from simpletuner.wizard.screen import Screen, indented
 from simpletuner.wizard.session import Session
 
 EXPLAIN, BACK = "?", "<"
@@ -176,7 +176,7 @@ class Conversation:
             return f"{field.ask}{', empty for none' if proposal == '' else ''}: "
         shown = "these" if isinstance(proposal, dict) else _shown(proposal)
         if len(shown) > LONGEST_PROPOSAL or len(field.ask) + len(shown) > self.screen.width - ROOM:
-            for line in wrapped(f"proposed: {shown}", self.screen.width, 2):
+            for line in indented(f"proposed: {shown}", self.screen.width, 2):
                 self.screen.raw(line)
             shown = "Enter"
         return f"{field.ask} [{shown}]: "

@@ -128,6 +128,15 @@ def test_the_start_depends_on_seed_and_module_name_only():
     assert torch.equal(torch.random.get_rng_state(), before), "the global generator is left alone"
 
 
+def test_what_is_trained_is_on_the_device_also_where_its_base_waits_in_ram():
+    model = transformer(layers=(1, 2))
+    for module in (model.x_embedder, model.single_transformer_blocks[1]):
+        module.to("meta")  # another device than RAM, on every machine
+    lora = attached(model)
+    assert {weight.device.type for weight in lora.parameters().values()} == {"meta"}
+    assert {weight.device.type for weight in attached(transformer()).parameters().values()} == {"cpu"}
+
+
 def test_start_values_have_the_stated_spread():
     a = {start: attached(transformer(), lora_init_type=start).state() for start in ("default", "gaussian")}
     name = "transformer_blocks.0.attn.to_q.lora_A.weight"  # (16, 64)

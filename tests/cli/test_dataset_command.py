@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from program import alone
 
 from simpletuner.cli.main import program
 from simpletuner.errors import SimpleTunerError
@@ -25,10 +26,7 @@ LONG = "photo of a subject " + "and one more thing " * 20
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """A working directory with config.json and its pictures, and an environment that names no configuration."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in [name for name in os.environ if name.startswith("SIMPLETUNER_") or name in ("ENV", "CONFIG_PATH")]:
-        monkeypatch.delenv(name)
+    alone(monkeypatch, tmp_path)
     paint(tmp_path / "pictures")
     configure()
     return tmp_path

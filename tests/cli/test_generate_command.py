@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from program import alone
 
 from simpletuner.cli import sources
 from simpletuner.cli.generate import Given, check
@@ -26,11 +26,7 @@ NOTHING = dict.fromkeys(("size", "steps", "guidance", "guidance_real", "negative
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """An empty working directory, and an environment that names no configuration."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in [name for name in os.environ if name.startswith("SIMPLETUNER_") or name in ("ENV", "CONFIG_PATH")]:
-        monkeypatch.delenv(name)
-    return tmp_path
+    return alone(monkeypatch, tmp_path)
 
 
 def lora(path="my.safetensors", **metadata) -> Path:

@@ -3,6 +3,7 @@ import torch
 from tiny_flux import transformer
 from torch import nn
 
+from simpletuner.memory.activations import Parked
 from simpletuner.memory.checkpointing import recompute
 
 BLOCKS = 5  # two double and three single ones
@@ -42,13 +43,13 @@ def forward(model, dropout_seed=0):
     )[0]
 
 
-def gradients(interval, dropout=0.0):
+def gradients(interval, dropout=0.0, store=None):
     model, blocks = flux()
     if dropout:
         for block in blocks:
             block.proj_out = nn.Sequential(block.proj_out, nn.Dropout(dropout)) if hasattr(block, "proj_out") else None
     model.train()
-    chosen = recompute(blocks, interval) if interval else []
+    chosen = recompute(blocks, interval, store) if interval else []
     counter = Counter(blocks)
     output = forward(model)
     output.square().mean().backward()
@@ -66,6 +67,14 @@ def test_gradients_are_equal_to_the_bit_and_every_nth_block_is_recomputed(plain,
     assert torch.equal(output, plain[0])
     assert all(torch.equal(found[name], gradient) for name, gradient in plain[1].items() if gradient is not None)
     assert chosen == expected and again == expected
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_parked_inputs_give_equal_gradients(plain, interval):
+    store = Parked(torch.device("cpu"))
+    output, found, _, _ = gradients(interval, store=store)
+    assert torch.equal(output, plain[0]) and store.num_bytes > 0
+    assert all(torch.equal(found[name], gradient) for name, gradient in plain[1].items() if gradient is not None)
 
 
 @pytest.mark.parametrize(("interval", "expected"), [(1, 57), (2, 29), (3, 19)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -22,6 +24,12 @@ def pipelines(folders):
     for pipeline in found.values():
         pipeline.set_progress_bar_config(disable=True)
     return found
+
+
+def predict(family, denoiser, x_t, t, batch):
+    """As the trainer asks: with what the family draws for the samples."""
+    batch = replace(batch, text={**batch.text, **family.conditions(batch)})
+    return family.predict(denoiser, x_t, t, batch)
 
 
 def batch_of(text, latents, numbers=(0,)):
@@ -92,8 +100,8 @@ def test_one_training_prediction_equals_one_pass_of_diffusers_pipeline(folders, 
     )[0]  # fmt: skip
     hook.remove()
     with torch.no_grad():
-        prediction = family.predict(denoiser, noise, torch.ones(1), batch_of(text, noise))
-        ours = inputs_of(denoiser, lambda: family.predict(denoiser, noise, torch.ones(1), batch_of(text, noise)))[0]
+        prediction = predict(family, denoiser, noise, torch.ones(1), batch_of(text, noise))
+        ours = inputs_of(denoiser, lambda: predict(family, denoiser, noise, torch.ones(1), batch_of(text, noise)))[0]
     names = ["hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids", "txt_ids"]
     for name in names + (["guidance"] if guidance else []):
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
@@ -158,8 +166,8 @@ def test_predict_writes_nothing_into_the_batch(folders, make, flavour):
     x_t, t = torch.randn(2, 16, 8, 8), torch.tensor([0.25, 0.75])
     before = {name: value.clone() for name, value in {**text, "x": x_t, "t": t, "l": batch.latents}.items()}
     with torch.no_grad():
-        first = family.predict(denoiser, x_t, t, batch)
-        assert first.shape == x_t.shape and torch.equal(first, family.predict(denoiser, x_t, t, batch))
+        first = predict(family, denoiser, x_t, t, batch)
+        assert first.shape == x_t.shape and torch.equal(first, predict(family, denoiser, x_t, t, batch))
     for name, value in {**text, "x": x_t, "t": t, "l": batch.latents}.items():
         assert torch.equal(value, before[name]), name
 
@@ -237,8 +245,8 @@ def test_a_bf16_base_trains_an_adapter_of_either_precision(folders, make, dtype)
     lora = Lora(Adapter(), RECORD.targets("all"), seed=1, dtype=dtype)
     lora.attach(denoiser)
     text = family.encode_text(family.load_text_encoders("cpu"), ["a cat"])
-    family.predict(
-        denoiser, torch.randn(1, 16, 8, 8), torch.tensor([0.5]), batch_of(text, torch.zeros(1))
+    predict(
+        family, denoiser, torch.randn(1, 16, 8, 8), torch.tensor([0.5]), batch_of(text, torch.zeros(1))
     ).square().mean().backward()
     grads = {name: p.grad for name, p in lora.parameters().items() if "lora_B" in name}
     assert all(g is not None and g.dtype == dtype and bool(g.any()) for g in grads.values())
@@ -251,18 +259,18 @@ def test_an_fp32_base_computes_in_half_precision_and_gets_gradients_in_fp32(fold
     text = family.encode_text(family.load_text_encoders("cpu"), ["a cat"])
     x_t = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     t, batch = torch.tensor([0.5]), batch_of(text, torch.zeros(1))
-    exact = family.predict(family.load_denoiser("cpu"), x_t, t, batch)
+    exact = predict(family, family.load_denoiser("cpu"), x_t, t, batch)
     family.dtype = dtype
     denoiser = family.load_denoiser("cpu").requires_grad_(True)
     with torch.autocast("cpu", dtype):
-        near = family.predict(denoiser, x_t, t, batch)
+        near = predict(family, denoiser, x_t, t, batch)
     near.float().square().mean().backward()
     grads = {name: p.grad for name, p in denoiser.named_parameters()}
     assert all(g is not None and g.dtype == torch.float32 for g in grads.values())
     assert bool(grads["transformer_blocks.0.attn.norm_q.weight"].any())
     error = float((near.detach().float() - exact).norm() / exact.norm())
     assert near.dtype == dtype and error < 0.02, error
-    assert torch.equal(family.predict(denoiser, x_t, t, batch), exact), "without autocast it is the fp32 model"
+    assert torch.equal(predict(family, denoiser, x_t, t, batch), exact), "without autocast it is the fp32 model"
 
 
 def test_lengths_alignment_and_blocks_follow_flavour_and_model(folders, make):

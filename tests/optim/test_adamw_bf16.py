@@ -86,9 +86,8 @@ def test_a_flag_on_the_device_drops_the_update_and_nothing_moves():
     optimizer = AdamWBF16([w], lr=0.1, seed=0)
     w.grad = torch.ones_like(w)
     optimizer.step()
-    before = {k: v.clone() for k, v in optimizer.state[w].items() if isinstance(v, torch.Tensor)} | {
-        "w": w.detach().clone()
-    }
+    kept = ("step", "exp_avg", "exp_avg_sq")
+    before = {k: optimizer.state[w][k].clone() for k in kept} | {"w": w.detach().clone()}
     w.grad = torch.full_like(w, float("nan"))
     optimizer.found_inf = torch.ones(())
     optimizer.step()
@@ -111,3 +110,18 @@ def test_equal_addresses_give_equal_roundings_and_another_seed_gives_others():
 
     assert torch.equal(moved(1), moved(1))
     assert not torch.equal(moved(1), moved(2))
+
+
+def test_a_factor_on_the_device_shrinks_the_gradient_and_a_rate_may_lie_there_too():
+    def moved(rate, gradient, factor=None):
+        w = Parameter(torch.linspace(-1, 1, 200).bfloat16())
+        optimizer = AdamWBF16([w], lr=rate, eps=1e-2, rounding="kahan", seed=0)
+        optimizer.gradient_factor = factor
+        w.grad = torch.full_like(w, gradient)
+        optimizer.step()
+        return w.detach()
+
+    plain = moved(0.125, 0.5)
+    assert torch.equal(moved(0.125, 1.0, torch.tensor(0.5)), plain)
+    assert torch.equal(moved(torch.tensor(0.125), 0.5), plain)
+    assert not torch.equal(moved(0.125, 1.0), plain)

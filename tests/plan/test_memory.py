@@ -50,6 +50,30 @@ def test_what_takes_memory_raises_the_estimate(settings):
     assert estimate(settings)["training"].vram_bytes > estimate({})["training"].vram_bytes
 
 
+# Of training.md section 10, in GB: the layers of blocks in the kind, the rest in bf16.
+BASES = {"int8-quanto": 11.97, "int4-quanto": 6.42, "int2-quanto": 3.46, "fp8-torchao": 11.97, "int4-torchao": 6.42,
+         "nf4-bnb": 6.24, "int8-bnb": 11.97, "fp8-compute": 11.97}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_quantised_base_is_counted_by_its_kind(kind):
+    phases, plain = estimate({"base_model_precision": kind}), estimate({})
+    assert phases["training"].vram["base"] / 1e9 == pytest.approx(BASES[kind], abs=0.005)
+    assert phases["validation"].vram["base"] == phases["training"].vram["base"]
+    largest = 18432 * 3072 * 2  # one matrix unpacked: the modulation of a double block
+    assert phases["training"].vram["workspace"] - plain["training"].vram["workspace"] == largest
+
+
+def test_quantised_text_encoders_are_counted_by_their_kind():
+    def t5(kind):
+        return estimate({"text_encoder_2_precision": kind})["text cache"].vram["text encoders"]
+
+    clip = 2 * 123_060_480
+    assert t5("no_change") == clip + 2 * 4_762_310_656
+    assert (t5("int8-quanto") - clip) / 1e9 == pytest.approx(4.9, abs=0.05)  # training.md section 12
+    assert (t5("nf4-bnb") - clip) / 1e9 == pytest.approx(2.7, abs=0.05)
+
+
 def test_a_model_on_disk_counts_itself():
     assert estimate({"model_flavour": "nano"}, 128)["training"].vram["base"] < 2 * 10**7
     assert estimate({})["training"].vram["base"] == 2 * 11_901_408_320
@@ -68,3 +92,17 @@ def test_full_training_holds_gradients_and_moments_of_every_weight():
     assert full["adapter and optimizer"] == 3 * full["base"]
     shapes = families()["flux"].shapes(Model())
     assert full["base"] == 2 * shapes.num_weights
+
+
+def test_state_in_8_bits_is_a_byte_for_each_number_and_a_scale_for_256():
+    def held(name):
+        return estimate({"optimizer": name, "flux_lora_target": "all+ffs"})["training"].vram["adapter and optimizer"]
+
+    count = 65_422_336  # rank 16 on all+ffs
+    assert held("bnb-adamw") == count * (4 + 4 + 2 + 8)  # weight, gradient, the 16-bit copy of autocast, two moments
+    small = 1024  # in a tensor of fewer than 4096, which is kept in 32 bits
+    lion = (count - small) * (1 + 4 / 256) + small * 4
+    assert held("bnb-adamw") - held("bnb-lion8bit-paged") == count * 8 - lion
+    kahan = {"optimizer": "adamw_bf16", "optimizer_config": "rounding=kahan"}
+    more = estimate(kahan)["training"].vram["adapter and optimizer"]
+    assert more / estimate({})["training"].vram["adapter and optimizer"] == 10 / 8

@@ -21,6 +21,8 @@ def hard(number, rule, broken, said, key, here, there, mended=None, severity="er
 
 LOFTQ, CUDA = hardware.loftq_has_nvidia, hardware.bitsandbytes_has_cuda
 KIND, GPUS = hardware.base_is_computable, hardware.processes_have_gpus
+SWAP, SAVE = "blocks_to_swap", "offload_during_save"
+AWAY, PARKED = hardware.offload_has_somewhere_to_go, {"gradient_checkpointing_backend": "offload"}
 FP8, INT4, T5 = {BASE: "fp8-compute"}, {BASE: "int4-quanto"}, "text_encoder_2_precision"
 CASES = [
     hard(12, LOFTQ, {START: "loftq"}, "there is none", START, CPU, ONE, code=2),
@@ -37,10 +39,16 @@ CASES = [
     hard(22, KIND, {BASE: "int4-torchao"}, "NVIDIA V100", BASE, OLD, CPU),
     hard(22, KIND, FP8 | {"gpu_mode": "auto"}, "NVIDIA V100", BASE, MIXED, MIXED, {"gpu_mode": "disabled"}),
     hard(22, KIND, FP8 | {IDS: [1]}, "NVIDIA V100", BASE, MIXED, MIXED, {IDS: [0]}),
+    hard(OUR_OWN, hardware.state_is_computable, {"optimizer": "ao-adamwfp8"}, "8.9, and NVIDIA A100 has 8.0",
+         "optimizer", A100, ONE),
     hard(48, GPUS, {COUNT: 2}, "there is 1 visible GPU", COUNT, ONE, TWO),
     hard(48, GPUS, {COUNT: 4}, "there are 2 visible GPUs", COUNT, TWO, TWO, {"num_machines": 2}),
     hard(48, GPUS, {IDS: [0, 2]}, "names 2, and there are 2", IDS, TWO, TWO, {IDS: [0, 1]}),
     hard(48, GPUS, {COUNT: 2}, "meet through gloo", COUNT, CPU, CPU, {COUNT: 1}, "notice"),
+    hard(OUR_OWN, AWAY, {SWAP: 4}, f"{SWAP} only copies", SWAP, CPU, ONE, None, "notice"),
+    hard(OUR_OWN, AWAY, {SAVE: True}, "saves nothing", SAVE, CPU, AMDS, None, "notice"),
+    hard(OUR_OWN, AWAY, PARKED, "saves nothing", "gradient_checkpointing_backend", CPU, CPU,
+         {"gradient_checkpointing_backend": "torch"}, "notice"),
     hard(OUR_OWN, hardware.apple_trains_small_models, {}, "not train on Apple GPUs", "model_flavour", MAC, MAC,
          {"model_flavour": "nano"}),
 ]  # fmt: skip
@@ -49,6 +57,11 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_hardware(case, config):
     speaks_only_when_broken(case, config)
+
+
+def test_offloading_on_the_cpu_gets_one_notice(config):
+    for given in (STREAMS, STREAMS | {STREAM: False}, STREAMS | {"offload_during_startup": True}):
+        assert len([p for p in rules.check_hardware(config(given), CPU) if p.severity == "notice"]) == 1
 
 
 def test_the_kinds_that_work_are_named(config):

@@ -9,6 +9,7 @@ from rules.cases import H100, machine
 
 from simpletuner.check import check, on_machine
 from simpletuner.config import OPTIONS
+from simpletuner.data.options import ImageEntry
 from simpletuner.machine import APPLE
 
 ODD = [
@@ -16,6 +17,7 @@ ODD = [
     [], {}, ["("], ["~nobody.json"], {"routes": 3}, {"routes": [1, {"selection_ratio": 1e400}]}, {"algo": None},
     {"routes": [{"selection_ratio": 0.5, "start_layer_idx": 1e400, "end_layer_idx": []}]},
 ]  # fmt: skip
+KNOWN = {*OPTIONS, *ImageEntry.model_fields}
 FLAVOURS = ("nano", "krea", "schnell", "kontext")
 HOMES = ("pretrained_model_name_or_path", "cache_dir", "lycoris_config", "peft_lora_target_modules")
 
@@ -32,7 +34,8 @@ def drawn(numbers: random.Random) -> dict:
 def test_no_values_break_a_rule(seed, config):
     values = drawn(random.Random(seed))
     for place in (machine(), machine(H100), machine(other=APPLE)):
-        assert on_machine(check(None, values, {}), place).problems is not None
+        for problem in on_machine(check(None, values, {}), place).problems:
+            assert problem.message and set(problem.keys) <= KNOWN
 
 
 @pytest.mark.parametrize("name", HOMES)

@@ -11,8 +11,7 @@ from simpletuner.rules import packages
 from simpletuner.rules.packages import NEEDS, installed, packages_are_installed
 
 CHOICES = {
-    "*-quanto": "int8-quanto", "*-torchao": "int8-torchao", "*-bnb": "nf4-bnb", "bnb-*": "bnb-lion8bit-paged",
-    "ao-*": "ao-adamw8bit", "optimi-*": "optimi-lion",
+    "bnb-*": "bnb-lion8bit-paged", "ao-*": "ao-adamw8bit", "optimi-*": "optimi-lion",
 }  # fmt: skip
 LIST = [
     (key, CHOICES.get(pattern, pattern), package)
@@ -54,11 +53,11 @@ def test_a_choice_that_has_no_effect_needs_nothing(config, monkeypatch):
 def test_modules_are_found_as_python_finds_them():
     assert installed("torch.optim") and installed("pydantic")
     assert not installed("torch.nothing_like_this") and not installed("nothing_like_this.torch")
-    assert packages.PRECISIONS["*-bnb"].install == "pip install 'simpletuner[bitsandbytes]'"
+    assert packages.PRECISIONS["nf4-bnb"].install == "pip install 'simpletuner[bitsandbytes]'"
 
 
 def test_a_choice_that_is_refused_is_not_asked_for_its_package(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    found = check(None, {"optimizer": "bnb-lion8bit", "data_backend_config": "sets.json", "max_train_steps": 1}, {})
+    found = check(None, {"optimizer": "prodigy", "data_backend_config": "sets.json", "max_train_steps": 1}, {})
     about = [problem.message for problem in found.problems if problem.keys == ("optimizer",)]
-    assert about == ["optimizer=bnb-lion8bit is not yet available in this version"]
+    assert about == ["optimizer=prodigy is not yet available in this version"]

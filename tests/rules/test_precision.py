@@ -19,6 +19,8 @@ CASES = [
          (VIA, BASE), {VIA: "auto"}),
     Case(24, precision.pipeline_can_quantise, {VIA: "pipeline", BASE: "int8-compute"}, "cannot make int8-compute",
          (VIA, BASE), {BASE: "int8-torchao"}),
+    Case(24, precision.pipeline_can_quantise, {VIA: "pipeline", BASE: "int4-torchao"}, "cannot be taken over",
+         (VIA, BASE), {BASE: "int4-quanto"}),
     Case(41, precision.bf16_optimizer, {MIXED: "no"}, "trains bf16 weights, and mixed_precision is no",
          ("optimizer", MIXED), TORCH),
     Case(41, precision.bf16_optimizer, {MIXED: "fp16"}, "mixed_precision is fp16", ("optimizer", MIXED),
@@ -28,6 +30,8 @@ CASES = [
     Case(OUR_OWN, precision.base_matches_computation, {BASE: "fp16"}, "kept in fp16", (BASE, MIXED), PLAIN, "notice"),
     Case(OUR_OWN, RULE_OF_OURS, FULL | TORCH, "torch-adamw rounds small updates away", (BASE, "optimizer"),
          {"optimizer": "adamw_bf16"}),
+    Case(OUR_OWN, RULE_OF_OURS, FULL | {"optimizer": "bnb-adamw"}, "bnb-adamw rounds small updates away", (BASE,),
+         {"optimizer": "optimi-adamw"}),
     *(
         Case(OUR_OWN, RULE_OF_OURS, FULL | TORCH, "weights in bf16", (BASE, MIXED), mended)
         for mended in ({BASE: "fp32"}, {DEFAULT: "fp32"}, {MIXED: "no"}, LORA)

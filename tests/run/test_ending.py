@@ -14,10 +14,11 @@ from PIL import Image
 
 from simpletuner import assembly
 from simpletuner.config import load
-from simpletuner.ending import last_lines, shown
+from simpletuner.ending import last_lines
 from simpletuner.models.flux import usage
 from simpletuner.models.flux.weights import Weights
 from simpletuner.models.options import Model
+from simpletuner.plan.words import shown_path
 from simpletuner.process import run as whole_process
 from simpletuner.types import Size
 
@@ -161,7 +162,7 @@ def test_a_line_for_a_picture_has_the_settings_of_the_validation():
 
 def test_paths_below_the_working_directory_are_short(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shown(tmp_path / "a/b") == os.path.join("a", "b") and shown(tmp_path.parent / "c") == str(
+    assert shown_path(tmp_path / "a/b") == os.path.join("a", "b") and shown_path(tmp_path.parent / "c") == str(
         tmp_path.parent / "c"
     )
 

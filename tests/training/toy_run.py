@@ -56,6 +56,9 @@ class Family:
     def shift_tokens(self, height, width):
         return height * width // 4
 
+    def conditions(self, batch):
+        return {}
+
     def predict(self, denoiser, x_t, t, batch):
         return denoiser(x_t, t)
 

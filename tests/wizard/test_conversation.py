@@ -116,11 +116,11 @@ def test_a_wrong_answer_is_asked_again_with_the_reason(home):
 
 def test_arrows_move_question_marks_explain_and_less_than_goes_back(home):
     with Talk(home, "configure") as talk:
-        talk.wait_for("Start: 4 nano")
+        talk.wait_for("Start: 6 nano")
         talk.send("\x1b[B")  # down, past the end
         talk.wait_for("Start: 1 subject")
         talk.send("\x1b[A")
-        talk.wait_for("Start: 4 nano")
+        talk.wait_for("Start: 6 nano")
         talk.send("?")
         talk.wait_for("A start is a handful of settings")
         run_through(talk, {}, PROMPTS_IN_ORDER[:7])

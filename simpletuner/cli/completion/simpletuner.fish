@@ -52,7 +52,7 @@ complete -c simpletuner -n '__simpletuner_at ""' -a validate -d 'Checks a config
 complete -c simpletuner -n '__simpletuner_at ""' -a doctor -d 'Checks this machine, and the configuration found, and says what to do'
 complete -c simpletuner -n '__simpletuner_at ""' -a env -d 'Prints a block to paste into a report of a fault; tokens and the home folder are left out'
 complete -c simpletuner -n '__simpletuner_at ""' -a dataset -d 'Looks at the datasets of a configuration'
-complete -c simpletuner -n '__simpletuner_at ""' -a cache -d 'Looks after the caches of a configuration: latents of its pictures, embeddings of its texts'
+complete -c simpletuner -n '__simpletuner_at ""' -a cache -d 'Looks after the caches of a configuration: latents of pictures, embeddings of texts, quantised'
 complete -c simpletuner -n '__simpletuner_at ""' -a checkpoint -d 'Looks after the checkpoints of a run: those of DIR, or of the output_dir of the configuration found'
 complete -c simpletuner -n '__simpletuner_at ""' -a generate -d 'Makes pictures with what a run trained, or with the base model'
 complete -c simpletuner -n '__simpletuner_at ""' -a export -d 'Writes a LoRA file in the layout of another program, beside it or as PATH, and checks the result'
@@ -158,7 +158,7 @@ complete -c simpletuner -n '__simpletuner_at "cache"' -l json -d 'Machine-readab
 complete -c simpletuner -n '__simpletuner_at "cache"' -l debug -d 'Show tracebacks'
 complete -c simpletuner -n '__simpletuner_at "cache"' -s q -l quiet -d 'No notices'
 complete -c simpletuner -n '__simpletuner_at "cache"' -l no-input -d 'Ask nothing, even on a terminal'
-complete -c simpletuner -n '__simpletuner_at "cache build"' -l only -x -a 'text vae' -d 'Only the texts, or only the pictures'
+complete -c simpletuner -n '__simpletuner_at "cache build"' -l only -x -a 'text vae weights' -d 'Only the texts, the pictures, or the quantised weights'
 complete -c simpletuner -n '__simpletuner_at "cache build"' -l config -r -F -d 'Configuration file, or a folder that holds config.json'
 complete -c simpletuner -n '__simpletuner_at "cache build"' -l env -x -d 'Environment: the folder config/NAME'
 complete -c simpletuner -n '__simpletuner_at "cache build"' -s e -l example -x -a 'nano' -d 'A packaged example'
@@ -312,7 +312,7 @@ complete -c simpletuner -n '__simpletuner_at "examples list"' -l json -d 'Machin
 complete -c simpletuner -n '__simpletuner_at "examples list"' -l debug -d 'Show tracebacks'
 complete -c simpletuner -n '__simpletuner_at "examples list"' -s q -l quiet -d 'No notices'
 complete -c simpletuner -n '__simpletuner_at "examples list"' -l no-input -d 'Ask nothing, even on a terminal'
-complete -c simpletuner -n '__simpletuner_at "help"' -x -a 'configure plan train validate doctor env dataset cache checkpoint generate export report examples help completion version model_type model_family model_flavour pretrained_model_name_or_path pretrained_transformer_model_name_or_path pretrained_transformer_subfolder pretrained_vae_model_name_or_path pretrained_t5_model_name_or_path revision variant vae_dtype cache_dir tokenizer_max_length t5_padding write_batch_size text_encoder_batch_size resolution resolution_type minimum_image_size maximum_image_size target_downsample_size max_upscale_threshold caption_strategy instance_prompt prepend_instance_prompt only_instance_prompt disable_multiline_split caption_dropout_probability cache_dir_vae vae_batch_size image_processing_batch_size max_workers metadata_update_interval data_backend_config aspect_bucket_rounding data_backend_sampling conditioning_multidataset_sampling allow_dataset_oversubscription cache_dir_text parquet_caption_column parquet_filename_column vae_cache_ondemand vae_cache_disable text_cache_ondemand text_cache_disable vae_cache_scan_behaviour skip_file_discovery read_batch_size aws_max_pool_connections image_pixel_limit dataloader_prefetch dataloader_prefetch_qlen debug_aspect_buckets debug_dataset_loader print_filenames print_sampler_statistics output_dir max_train_steps num_train_epochs strict_epoch_limit train_batch_size gradient_accumulation_steps seed resume_from_checkpoint allow_config_drift allow_topology_change nonfinite_action deterministic stop_timeout i_know_what_i_am_doing use_ema ema_decay ema_device ema_update_interval ema_warmup_steps lora_type lora_rank lora_alpha lora_dropout flux_lora_module_type lora_init_type flux_lora_target peft_lora_target_modules init_lora lycoris_config init_lokr_norm assistant_lora_path assistant_lora_weight_name assistant_lora_strength assistant_lora_inference_strength disable_assistant_lora lora_format lora_metadata modelspec_comment flow_schedule_shift flow_schedule_auto_shift flow_sigmoid_scale flow_use_uniform_schedule flow_use_beta_schedule flow_beta_schedule_alpha flow_beta_schedule_beta flow_cubic_schedule_weights mixflow_enabled flow_custom_timesteps flow_timesteps_mode flux_fast_schedule loss_type huber_schedule huber_c masked_loss_probability masked_loss_normalise offset_noise noise_offset noise_offset_probability input_perturbation input_perturbation_steps tread_config flux_guidance_mode flux_guidance_value flux_guidance_min flux_guidance_max flux_attention_masked_training flux_attention_mask_mode kontext_reference_time scheduled_sampling_max_step_offset scheduled_sampling_strategy scheduled_sampling_probability scheduled_sampling_prob_start scheduled_sampling_prob_end scheduled_sampling_ramp_steps scheduled_sampling_start_step scheduled_sampling_ramp_shape scheduled_sampling_sampler scheduled_sampling_grid scheduled_sampling_target scheduled_sampling_reflexflow scheduled_sampling_reflexflow_alpha scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 learning_rate optimizer optimizer_config optimizer_beta1 optimizer_beta2 adam_weight_decay adam_epsilon lr_scheduler lr_warmup_steps lr_end lr_num_cycles lr_power lr_scale lr_scale_sqrt max_grad_norm grad_clip_method gradient_precision optimizer_release_gradients optimizer_cpu_offload_method optimizer_offload_gradients prodigy_steps base_model_precision base_model_default_dtype quantize_via quantize_cache quantize_cache_dir quantization_config text_encoder_1_precision text_encoder_2_precision gradient_checkpointing gradient_checkpointing_interval gradient_checkpointing_backend accelerator_cache_clear_interval offload_during_startup enable_group_offload group_offload_type group_offload_blocks_per_group group_offload_use_stream group_offload_to_disk_path group_offload_text_encoder group_offload_vae enable_model_cpu_offload blocks_to_swap offload_during_save vae_enable_tiling vae_enable_slicing keep_vae_loaded mixed_precision attention_mechanism sageattention_usage fuse_qkv_projections dynamo_backend dynamo_mode dynamo_fullgraph dynamo_dynamic dynamo_use_regional_compilation disable_tf32 torch_num_threads validation_disable validation_step_interval validation_epoch_interval validate_after_step validate_after_epoch validation_on_startup disable_benchmark validation_prompt user_prompt_library validation_prompt_library validation_negative_prompt validation_disable_unconditional num_validation_images validation_resolution validation_guidance validation_guidance_real validation_cfg_batched validation_no_cfg_until_timestep validation_num_inference_steps validation_seed validation_randomize validation_seed_source validation_preview validation_preview_steps validation_image_format validation_image_quality validation_multigpu validation_lycoris_strength ema_validation validation_input validation_using_datasets validation_stitch_input_location validation_adapter_path validation_adapter_name validation_adapter_strength validation_adapter_mode validation_adapter_config evaluation_type pretrained_evaluation_model_name_or_path eval_steps_interval eval_epoch_interval eval_timesteps num_eval_images eval_dataset_id eval_dataset_pooling eval_loss_disable checkpoint_step_interval checkpoint_epoch_interval checkpoints_total_limit checkpointing_rolling_steps checkpoints_rolling_total_limit checkpoints_keep_every checkpoints_keep_best checkpoints_best_metric disk_low_threshold disk_low_action disk_low_script post_checkpoint_script report_to tracker_project_name tracker_run_name tracker_image_layout logging_dir webhook_config webhook_reporting_interval push_to_hub hub_model_id push_checkpoints_to_hub model_card_private model_card_safe_for_work model_card_note post_upload_script gpu_mode gpu_ids num_processes num_machines machine_rank main_process_ip main_process_port same_network accelerate_config accelerate_extra_args find_unused_parameters fsdp_enable fsdp_version fsdp_reshard_after_forward fsdp_cpu_offload'
+complete -c simpletuner -n '__simpletuner_at "help"' -x -a 'configure plan train validate doctor env dataset cache checkpoint generate export report examples help completion version model_type model_family model_flavour pretrained_model_name_or_path pretrained_transformer_model_name_or_path pretrained_transformer_subfolder pretrained_vae_model_name_or_path pretrained_t5_model_name_or_path revision variant vae_dtype cache_dir tokenizer_max_length t5_padding write_batch_size text_encoder_batch_size resolution resolution_type minimum_image_size maximum_image_size target_downsample_size max_upscale_threshold caption_strategy instance_prompt prepend_instance_prompt only_instance_prompt disable_multiline_split caption_dropout_probability cache_dir_vae vae_batch_size image_processing_batch_size max_workers metadata_update_interval data_backend_config aspect_bucket_rounding data_backend_sampling conditioning_multidataset_sampling allow_dataset_oversubscription cache_dir_text parquet_caption_column parquet_filename_column vae_cache_ondemand vae_cache_disable text_cache_ondemand text_cache_disable vae_cache_scan_behaviour skip_file_discovery read_batch_size aws_max_pool_connections image_pixel_limit dataloader_prefetch dataloader_prefetch_qlen debug_aspect_buckets debug_dataset_loader print_filenames print_sampler_statistics output_dir max_train_steps num_train_epochs strict_epoch_limit train_batch_size gradient_accumulation_steps seed resume_from_checkpoint allow_config_drift allow_topology_change nonfinite_action deterministic stop_timeout i_know_what_i_am_doing use_ema ema_decay ema_device ema_update_interval ema_warmup_steps lora_type lora_rank lora_alpha lora_dropout flux_lora_module_type lora_init_type flux_lora_target peft_lora_target_modules init_lora lycoris_config init_lokr_norm assistant_lora_path assistant_lora_weight_name assistant_lora_strength assistant_lora_inference_strength disable_assistant_lora lora_format lora_metadata modelspec_comment flow_schedule_shift flow_schedule_auto_shift flow_sigmoid_scale flow_use_uniform_schedule flow_use_beta_schedule flow_beta_schedule_alpha flow_beta_schedule_beta flow_cubic_schedule_weights mixflow_enabled flow_custom_timesteps flow_timesteps_mode flux_fast_schedule loss_type huber_schedule huber_c masked_loss_probability masked_loss_normalise offset_noise noise_offset noise_offset_probability input_perturbation input_perturbation_steps tread_config flux_guidance_mode flux_guidance_value flux_guidance_min flux_guidance_max flux_attention_masked_training flux_attention_mask_mode kontext_reference_time scheduled_sampling_max_step_offset scheduled_sampling_strategy scheduled_sampling_probability scheduled_sampling_prob_start scheduled_sampling_prob_end scheduled_sampling_ramp_steps scheduled_sampling_start_step scheduled_sampling_ramp_shape scheduled_sampling_sampler scheduled_sampling_grid scheduled_sampling_target scheduled_sampling_reflexflow scheduled_sampling_reflexflow_alpha scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2 learning_rate optimizer optimizer_config optimizer_beta1 optimizer_beta2 adam_weight_decay adam_epsilon lr_scheduler lr_warmup_steps lr_end lr_num_cycles lr_power lr_scale lr_scale_sqrt max_grad_norm grad_clip_method gradient_precision optimizer_release_gradients optimizer_cpu_offload_method optimizer_offload_gradients prodigy_steps base_model_precision base_model_default_dtype quantize_via quantize_cache quantize_cache_dir quantization_config text_encoder_1_precision text_encoder_2_precision gradient_checkpointing gradient_checkpointing_interval gradient_checkpointing_backend activation_memory_budget accelerator_cache_clear_interval offload_during_startup enable_group_offload group_offload_type group_offload_blocks_per_group group_offload_use_stream group_offload_to_disk_path group_offload_text_encoder group_offload_vae enable_model_cpu_offload blocks_to_swap offload_during_save vae_enable_tiling vae_enable_slicing keep_vae_loaded mixed_precision attention_mechanism sageattention_usage fuse_qkv_projections dynamo_backend dynamo_mode dynamo_fullgraph dynamo_dynamic dynamo_use_regional_compilation disable_tf32 torch_num_threads validation_disable validation_step_interval validation_epoch_interval validate_after_step validate_after_epoch validation_on_startup disable_benchmark validation_prompt user_prompt_library validation_prompt_library validation_negative_prompt validation_disable_unconditional num_validation_images validation_resolution validation_guidance validation_guidance_real validation_cfg_batched validation_no_cfg_until_timestep validation_num_inference_steps validation_seed validation_randomize validation_seed_source validation_preview validation_preview_steps validation_image_format validation_image_quality validation_multigpu validation_lycoris_strength ema_validation validation_input validation_using_datasets validation_stitch_input_location validation_adapter_path validation_adapter_name validation_adapter_strength validation_adapter_mode validation_adapter_config evaluation_type pretrained_evaluation_model_name_or_path eval_steps_interval eval_epoch_interval eval_timesteps num_eval_images eval_dataset_id eval_dataset_pooling eval_loss_disable checkpoint_step_interval checkpoint_epoch_interval checkpoints_total_limit checkpointing_rolling_steps checkpoints_rolling_total_limit checkpoints_keep_every checkpoints_keep_best checkpoints_best_metric disk_low_threshold disk_low_action disk_low_script post_checkpoint_script report_to tracker_project_name tracker_run_name tracker_image_layout logging_dir webhook_config webhook_reporting_interval push_to_hub hub_model_id push_checkpoints_to_hub model_card_private model_card_safe_for_work model_card_note post_upload_script gpu_mode gpu_ids num_processes num_machines machine_rank main_process_ip main_process_port same_network accelerate_config accelerate_extra_args find_unused_parameters fsdp_enable fsdp_version fsdp_reshard_after_forward fsdp_cpu_offload'
 complete -c simpletuner -n '__simpletuner_at "help"' -l json -d 'Machine-readable output on stdout, errors too'
 complete -c simpletuner -n '__simpletuner_at "help"' -l debug -d 'Show tracebacks'
 complete -c simpletuner -n '__simpletuner_at "help"' -s q -l quiet -d 'No notices'
@@ -407,7 +407,7 @@ complete -c simpletuner -n __simpletuner_takes_options -l flux_guidance_value -x
 complete -c simpletuner -n __simpletuner_takes_options -l flux_guidance_min -x -d 'Lower end of the random range'
 complete -c simpletuner -n __simpletuner_takes_options -l flux_guidance_max -x -d 'Upper end of the random range'
 complete -c simpletuner -n __simpletuner_takes_options -l learning_rate -x -d 'Size of each update; unset, 1e-4 for a LoRA (1e-3 burns it, 1e-5 teaches it little) and 1e-5 for a full model'
-complete -c simpletuner -n __simpletuner_takes_options -l optimizer -x -a 'adamw_bf16 torch-adamw torch-adam torch-radam torch-nadam torch-adamax torch-adafactor torch-sgd torch-rmsprop torch-adagrad torch-adadelta torch-asgd adafactor' -d 'The update rule; decides how steadily it learns and how much memory its state takes'
+complete -c simpletuner -n __simpletuner_takes_options -l optimizer -x -a 'adamw_bf16 torch-adamw torch-adam torch-radam torch-nadam torch-adamax torch-adafactor torch-sgd torch-rmsprop torch-adagrad torch-adadelta torch-asgd adafactor optimi-lion optimi-stableadamw optimi-adamw optimi-adam optimi-adan optimi-radam optimi-ranger optimi-sgd bnb-adamw bnb-adamw8bit bnb-adamw-paged bnb-adamw8bit-paged bnb-lion bnb-lion8bit bnb-lion-paged bnb-lion8bit-paged bnb-ademamix bnb-ademamix8bit bnb-ademamix-paged bnb-ademamix8bit-paged bnb-adam bnb-adam8bit bnb-adagrad bnb-adagrad8bit ao-adamw8bit ao-adamw4bit ao-adamwfp8 ao-adamfp8' -d 'The update rule; decides how steadily it learns and how much memory its state takes'
 complete -c simpletuner -n __simpletuner_takes_options -l optimizer_config -x -d 'Further arguments, k=v,k=v or an object; "rounding=kahan" makes adamw_bf16 finer and takes more memory'
 complete -c simpletuner -n __simpletuner_takes_options -l optimizer_beta1 -x -d 'Memory of the gradient; higher is smoother and slower to turn'
 complete -c simpletuner -n __simpletuner_takes_options -l optimizer_beta2 -x -d 'Memory of the squared gradient; higher is steadier and slower to adapt'
@@ -423,12 +423,30 @@ complete -c simpletuner -n __simpletuner_takes_options -l lr_scale_sqrt -d 'Mult
 complete -c simpletuner -n __simpletuner_takes_options -l max_grad_norm -x -d 'Limit on the gradient, 0 for none; low values protect the model and slow the learning'
 complete -c simpletuner -n __simpletuner_takes_options -l grad_clip_method -x -a 'norm value' -d 'Shrinks the whole gradient and keeps its direction, or cuts single values, which turns it'
 complete -c simpletuner -n __simpletuner_takes_options -l gradient_precision -x -a 'unmodified fp32' -d 'fp32 adds up the gradients of bf16 weights more exactly, for four more bytes per trained weight'
-complete -c simpletuner -n __simpletuner_takes_options -l base_model_precision -x -a 'no_change bf16 fp16 fp32' -d 'Storage of the base, frozen or trained; fewer bytes fit smaller cards, fp32 needs twice the memory of bf16'
+complete -c simpletuner -n __simpletuner_takes_options -l base_model_precision -x -a 'no_change bf16 fp16 fp32 int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb fp8-compute int8-compute' -d 'Storage of the base, frozen or trained; fewer bytes fit smaller cards, fp32 needs twice the memory of bf16'
 complete -c simpletuner -n __simpletuner_takes_options -l base_model_default_dtype -x -a 'bf16 fp32' -d 'Precision of base weights for which base_model_precision makes no choice; fp32 is exact and twice as large'
+complete -c simpletuner -n __simpletuner_takes_options -l quantize_via -x -a 'auto accelerator cpu pipeline' -d 'Where the base is quantised; auto takes one tensor at a time, so that neither RAM nor GPU sees a peak'
+complete -c simpletuner -n __simpletuner_takes_options -l quantize_cache -d 'Keeps the quantised weights on disk, about 12 GB for int8; the next start skips the quantising'
+complete -c simpletuner -n __simpletuner_takes_options -l quantize_cache_dir -r -F -d 'Where quantised weights are kept, to be shared by all runs; unset means ~/.cache/simpletuner/weights'
+complete -c simpletuner -n __simpletuner_takes_options -l quantization_config -x -d 'Further settings for quantize_via=pipeline, as an object or a file; for adapters only'
+complete -c simpletuner -n __simpletuner_takes_options -l text_encoder_1_precision -x -a 'no_change int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb' -d 'Storage of CLIP while captions are encoded; saves little, and the embeddings are made anew'
+complete -c simpletuner -n __simpletuner_takes_options -l text_encoder_2_precision -x -a 'no_change int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb' -d 'Storage of T5 while captions are encoded; int8 saves about 4.6 GB, and the embeddings are made anew'
 complete -c simpletuner -n __simpletuner_takes_options -l gradient_checkpointing -d 'Recomputes activations in the backward pass: about a third slower, and the only way below 24 GB'
 complete -c simpletuner -n __simpletuner_takes_options -l gradient_checkpointing_interval -x -d 'Recomputes only every n-th block: 2 is half of them, 3 a third; faster, for more memory'
-complete -c simpletuner -n __simpletuner_takes_options -l gradient_checkpointing_backend -x -a 'torch' -d 'Where the inputs of recomputed blocks wait'
+complete -c simpletuner -n __simpletuner_takes_options -l gradient_checkpointing_backend -x -a 'torch offload' -d 'Where the inputs of recomputed blocks wait'
+complete -c simpletuner -n __simpletuner_takes_options -l activation_memory_budget -x -d 'Share of the activations that compiled blocks keep, the cheapest to make again left out; 0.5 saves a third of the VRAM without checkpointing and costs a tenth of the speed'
 complete -c simpletuner -n __simpletuner_takes_options -l accelerator_cache_clear_interval -x -d 'Empties PyTorch\'s memory cache every n steps, 0 for never; a last resort that slows each of those steps'
+complete -c simpletuner -n __simpletuner_takes_options -l offload_during_startup -d 'Takes each part off the GPU between its batches while caches are made; slower, for when caching runs out of memory'
+complete -c simpletuner -n __simpletuner_takes_options -l enable_group_offload -d 'The transformer\'s weights live in RAM and visit the GPU in groups; far less VRAM, slower'
+complete -c simpletuner -n __simpletuner_takes_options -l group_offload_type -x -a 'block_level leaf_level' -d 'Size of a group'
+complete -c simpletuner -n __simpletuner_takes_options -l group_offload_blocks_per_group -x -d 'Blocks in one group; more means fewer and larger transfers, and more VRAM'
+complete -c simpletuner -n __simpletuner_takes_options -l group_offload_use_stream -d 'Copies the next group while the present one computes; faster, for pinned RAM'
+complete -c simpletuner -n __simpletuner_takes_options -l group_offload_to_disk_path -r -F -d 'Keeps the groups in this folder instead of RAM; bearable only on a fast local NVMe'
+complete -c simpletuner -n __simpletuner_takes_options -l group_offload_text_encoder -d 'Moves the text encoders in groups too, for cards that T5 does not fit; caching takes longer'
+complete -c simpletuner -n __simpletuner_takes_options -l group_offload_vae -d 'Moves the VAE in groups too; saves little, caching and validation take longer'
+complete -c simpletuner -n __simpletuner_takes_options -l enable_model_cpu_offload -d 'Whole components wait in RAM and only the active one is on the GPU; simple, saves at start and in validation'
+complete -c simpletuner -n __simpletuner_takes_options -l blocks_to_swap -x -d 'Streams this many blocks from pinned RAM; more blocks, less VRAM, slower'
+complete -c simpletuner -n __simpletuner_takes_options -l offload_during_save -d 'Makes room on the GPU while a checkpoint is written; the save takes longer'
 complete -c simpletuner -n __simpletuner_takes_options -l vae_enable_tiling -d 'Encodes and decodes large images in tiles; less memory, slower, faint seams at worst'
 complete -c simpletuner -n __simpletuner_takes_options -l vae_enable_slicing -d 'Encodes and decodes one image at a time; less memory, slower'
 complete -c simpletuner -n __simpletuner_takes_options -l keep_vae_loaded -d 'Leaves the VAE on the GPU; faster validation, more memory'
@@ -482,7 +500,15 @@ complete -c simpletuner -n __simpletuner_switches_off -l no-mixflow_enabled
 complete -c simpletuner -n __simpletuner_switches_off -l no-flux_fast_schedule
 complete -c simpletuner -n __simpletuner_switches_off -l no-lr_scale
 complete -c simpletuner -n __simpletuner_switches_off -l no-lr_scale_sqrt
+complete -c simpletuner -n __simpletuner_switches_off -l no-quantize_cache
 complete -c simpletuner -n __simpletuner_switches_off -l no-gradient_checkpointing
+complete -c simpletuner -n __simpletuner_switches_off -l no-offload_during_startup
+complete -c simpletuner -n __simpletuner_switches_off -l no-enable_group_offload
+complete -c simpletuner -n __simpletuner_switches_off -l no-group_offload_use_stream
+complete -c simpletuner -n __simpletuner_switches_off -l no-group_offload_text_encoder
+complete -c simpletuner -n __simpletuner_switches_off -l no-group_offload_vae
+complete -c simpletuner -n __simpletuner_switches_off -l no-enable_model_cpu_offload
+complete -c simpletuner -n __simpletuner_switches_off -l no-offload_during_save
 complete -c simpletuner -n __simpletuner_switches_off -l no-vae_enable_tiling
 complete -c simpletuner -n __simpletuner_switches_off -l no-vae_enable_slicing
 complete -c simpletuner -n __simpletuner_switches_off -l no-keep_vae_loaded
@@ -560,7 +586,7 @@ function __simpletuner_values
         case flux_guidance_mode
             printf '%s\n' constant random-range
         case optimizer
-            printf '%s\n' adamw_bf16 torch-adamw torch-adam torch-radam torch-nadam torch-adamax torch-adafactor torch-sgd torch-rmsprop torch-adagrad torch-adadelta torch-asgd adafactor
+            printf '%s\n' adamw_bf16 torch-adamw torch-adam torch-radam torch-nadam torch-adamax torch-adafactor torch-sgd torch-rmsprop torch-adagrad torch-adadelta torch-asgd adafactor optimi-lion optimi-stableadamw optimi-adamw optimi-adam optimi-adan optimi-radam optimi-ranger optimi-sgd bnb-adamw bnb-adamw8bit bnb-adamw-paged bnb-adamw8bit-paged bnb-lion bnb-lion8bit bnb-lion-paged bnb-lion8bit-paged bnb-ademamix bnb-ademamix8bit bnb-ademamix-paged bnb-ademamix8bit-paged bnb-adam bnb-adam8bit bnb-adagrad bnb-adagrad8bit ao-adamw8bit ao-adamw4bit ao-adamwfp8 ao-adamfp8
         case lr_scheduler
             printf '%s\n' constant constant_with_warmup linear cosine cosine_with_restarts polynomial sine
         case lr_scale
@@ -572,13 +598,37 @@ function __simpletuner_values
         case gradient_precision
             printf '%s\n' unmodified fp32
         case base_model_precision
-            printf '%s\n' no_change bf16 fp16 fp32
+            printf '%s\n' no_change bf16 fp16 fp32 int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb fp8-compute int8-compute
         case base_model_default_dtype
             printf '%s\n' bf16 fp32
+        case quantize_via
+            printf '%s\n' auto accelerator cpu pipeline
+        case quantize_cache
+            printf '%s\n' true false
+        case text_encoder_1_precision
+            printf '%s\n' no_change int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb
+        case text_encoder_2_precision
+            printf '%s\n' no_change int8-quanto int4-quanto int2-quanto fp8-quanto int8-torchao int4-torchao fp8-torchao nf4-bnb int8-bnb
         case gradient_checkpointing
             printf '%s\n' true false
         case gradient_checkpointing_backend
-            printf '%s\n' torch
+            printf '%s\n' torch offload
+        case offload_during_startup
+            printf '%s\n' true false
+        case enable_group_offload
+            printf '%s\n' true false
+        case group_offload_type
+            printf '%s\n' block_level leaf_level
+        case group_offload_use_stream
+            printf '%s\n' true false
+        case group_offload_text_encoder
+            printf '%s\n' true false
+        case group_offload_vae
+            printf '%s\n' true false
+        case enable_model_cpu_offload
+            printf '%s\n' true false
+        case offload_during_save
+            printf '%s\n' true false
         case vae_enable_tiling
             printf '%s\n' true false
         case vae_enable_slicing
@@ -712,10 +762,28 @@ function __simpletuner_keys
     printf '%s\t%s\n' gradient_precision= 'fp32 adds up the gradients of bf16 weights more exactly, for four more bytes per trained weight'
     printf '%s\t%s\n' base_model_precision= 'Storage of the base, frozen or trained; fewer bytes fit smaller cards, fp32 needs twice the memory of bf16'
     printf '%s\t%s\n' base_model_default_dtype= 'Precision of base weights for which base_model_precision makes no choice; fp32 is exact and twice as large'
+    printf '%s\t%s\n' quantize_via= 'Where the base is quantised; auto takes one tensor at a time, so that neither RAM nor GPU sees a peak'
+    printf '%s\t%s\n' quantize_cache= 'Keeps the quantised weights on disk, about 12 GB for int8; the next start skips the quantising'
+    printf '%s\t%s\n' quantize_cache_dir= 'Where quantised weights are kept, to be shared by all runs; unset means ~/.cache/simpletuner/weights'
+    printf '%s\t%s\n' quantization_config= 'Further settings for quantize_via=pipeline, as an object or a file; for adapters only'
+    printf '%s\t%s\n' text_encoder_1_precision= 'Storage of CLIP while captions are encoded; saves little, and the embeddings are made anew'
+    printf '%s\t%s\n' text_encoder_2_precision= 'Storage of T5 while captions are encoded; int8 saves about 4.6 GB, and the embeddings are made anew'
     printf '%s\t%s\n' gradient_checkpointing= 'Recomputes activations in the backward pass: about a third slower, and the only way below 24 GB'
     printf '%s\t%s\n' gradient_checkpointing_interval= 'Recomputes only every n-th block: 2 is half of them, 3 a third; faster, for more memory'
     printf '%s\t%s\n' gradient_checkpointing_backend= 'Where the inputs of recomputed blocks wait'
+    printf '%s\t%s\n' activation_memory_budget= 'Share of the activations that compiled blocks keep, the cheapest to make again left out; 0.5 saves a third of the VRAM without checkpointing and costs a tenth of the speed'
     printf '%s\t%s\n' accelerator_cache_clear_interval= 'Empties PyTorch\'s memory cache every n steps, 0 for never; a last resort that slows each of those steps'
+    printf '%s\t%s\n' offload_during_startup= 'Takes each part off the GPU between its batches while caches are made; slower, for when caching runs out of memory'
+    printf '%s\t%s\n' enable_group_offload= 'The transformer\'s weights live in RAM and visit the GPU in groups; far less VRAM, slower'
+    printf '%s\t%s\n' group_offload_type= 'Size of a group'
+    printf '%s\t%s\n' group_offload_blocks_per_group= 'Blocks in one group; more means fewer and larger transfers, and more VRAM'
+    printf '%s\t%s\n' group_offload_use_stream= 'Copies the next group while the present one computes; faster, for pinned RAM'
+    printf '%s\t%s\n' group_offload_to_disk_path= 'Keeps the groups in this folder instead of RAM; bearable only on a fast local NVMe'
+    printf '%s\t%s\n' group_offload_text_encoder= 'Moves the text encoders in groups too, for cards that T5 does not fit; caching takes longer'
+    printf '%s\t%s\n' group_offload_vae= 'Moves the VAE in groups too; saves little, caching and validation take longer'
+    printf '%s\t%s\n' enable_model_cpu_offload= 'Whole components wait in RAM and only the active one is on the GPU; simple, saves at start and in validation'
+    printf '%s\t%s\n' blocks_to_swap= 'Streams this many blocks from pinned RAM; more blocks, less VRAM, slower'
+    printf '%s\t%s\n' offload_during_save= 'Makes room on the GPU while a checkpoint is written; the save takes longer'
     printf '%s\t%s\n' vae_enable_tiling= 'Encodes and decodes large images in tiles; less memory, slower, faint seams at worst'
     printf '%s\t%s\n' vae_enable_slicing= 'Encodes and decodes one image at a time; less memory, slower'
     printf '%s\t%s\n' keep_vae_loaded= 'Leaves the VAE on the GPU; faster validation, more memory'

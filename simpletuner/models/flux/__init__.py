@@ -124,6 +124,7 @@ RECORD = FamilyRecord(
         "norm_out.linear",
         "proj_out",
     ),  # fmt: skip # noqa: E501
+    encoders=("text_encoder", "text_encoder_2"),
     target="simpletuner.models.flux.family:Flux",
     sizes="simpletuner.models.flux.shapes:shapes",
     disk="simpletuner.models.flux.disk:OnDisk",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from simpletuner.errors import SimpleTunerError
@@ -38,9 +38,13 @@ class OnDisk:
         weights = {**PARTS, "transformer": shapes.num_weights}
         return sum(weights.get(part, 0) for part in self.missing) * PUBLISHED_BYTES
 
-    def text_fingerprint(self, dtype: str) -> str | None:
-        """As the family's; None if a part is missing, or if gigabytes would have to be read to know it."""
-        return self.weights.text_fingerprint(dtype) if self._quick(TEXT_PARTS) else None
+    def fingerprint(self, part: str) -> str | None:
+        """Of the files of one part; None if it is missing, or if gigabytes would have to be read to know it."""
+        return self.weights.fingerprint(part) if self._quick([part]) else None
+
+    def text_fingerprint(self, dtype: str, kinds: Sequence[str]) -> str | None:
+        """As the family's; None as above."""
+        return self.weights.text_fingerprint(dtype, kinds) if self._quick(TEXT_PARTS) else None
 
     def vae_fingerprint(self, dtype: str, tiling: bool) -> str | None:
         """As the family's; None as above."""

@@ -5,8 +5,8 @@ Packing, position ids, guidance and the scale of time are private here; outside 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,18 @@ from simpletuner.diffusion import draw
 from simpletuner.diffusion.flow import FlowMatching
 from simpletuner.diffusion.times import ShiftCurve
 from simpletuner.errors import Problem
+from simpletuner.kernels.attention import Attention
 from simpletuner.models import Flavour
-from simpletuner.models.flux import pipeline, usage
+from simpletuner.models.flux import encoders, pipeline, usage
+from simpletuner.models.flux.forward import Factors, FluxForward, joined
 from simpletuner.models.flux.layout import image_ids, pack, text_ids, unpack
 from simpletuner.models.flux.options import FluxOptions
-from simpletuner.models.flux.weights import Weights
+from simpletuner.models.flux.weights import ENCODERS, Weights
 from simpletuner.models.norms import follow_input
 from simpletuner.models.options import Model
 from simpletuner.models.stream import fill, headers
+from simpletuner.modules import side_by_side, tensors
+from simpletuner.protocols import Home, Quantizer, Unfilled
 from simpletuner.types import Batch, Size
 
 if TYPE_CHECKING:
@@ -47,7 +51,10 @@ def _frozen(module: nn.Module, device: Any) -> Any:
 
 
 class Flux:
-    """One Flux checkpoint. `dtype` is the text encoders' precision, `base_dtype` the transformer's."""
+    """One Flux checkpoint. `dtype` is the text encoders' precision, `base_dtype` the transformer's.
+
+    quantizers: of the parts ("transformer", "text_encoder", "text_encoder_2") whose matrices are kept in fewer bits.
+    """
 
     def __init__(
         self,
@@ -61,10 +68,11 @@ class Flux:
         seed: int,
         tiling: bool = False,
         slicing: bool = False,
+        quantizers: Mapping[str, Quantizer] | None = None,
     ):
         self.model, self.options, self.flavour, self.seed = model, options, flavour, seed
         self.dtype, self.base_dtype, self.vae_dtype = dtype, base_dtype, vae_dtype
-        self.tiling, self.slicing = tiling, slicing
+        self.tiling, self.slicing, self.quantizers = tiling, slicing, quantizers or {}
         self.weights = Weights(model, flavour)
         self.objective = FlowMatching()
         self.alignment = flavour.alignment
@@ -110,10 +118,18 @@ class Flux:
         return self.weights.vae_fingerprint(str(self.vae_dtype), self.tiling)
 
     def text_fingerprint(self) -> str:
-        return self.weights.text_fingerprint(str(self.dtype))
+        return self.weights.text_fingerprint(str(self.dtype), [self.kind(part) for part in ENCODERS])
 
     def denoiser_fingerprint(self) -> str:
-        return self.weights.denoiser_fingerprint(str(self.base_dtype))
+        return self.weights.denoiser_fingerprint(str(self.base_dtype), self.kind("transformer"))
+
+    def kind(self, part: str) -> str:
+        """What the part's matrices are quantised to; empty if they are not."""
+        return self.quantizers[part].kind if part in self.quantizers else ""
+
+    def kept(self, part: str) -> bool:
+        """Whether the cache of quantised weights has a part that has a quantiser."""
+        return self.quantizers[part].kept(self.weights.fingerprint(part))
 
     def load_vae(self, device: Any) -> nn.Module:
         from diffusers import AutoencoderKL
@@ -137,27 +153,52 @@ class Flux:
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
         _quietly()
-        encoders: dict[str, Any] = {}
+        loaded: dict[str, Any] = {}
         parts = (
             ("clip", "text_encoder", CLIPTextModel, "tokenizer"),
             ("t5", "text_encoder_2", T5EncoderModel, "tokenizer_2"),
         )
         for name, part, kind, tokenizer in parts:
-            self.weights.files(part)
-            module = kind.from_pretrained(
-                self.weights.folder(part),
+            loaded[name] = _frozen(self._encoder(part, kind, torch.device(device)), device)
+            folder = self.weights.folder(tokenizer)
+            loaded[f"{name}_tokenizer"] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return loaded
+
+    def _encoder(self, part: str, kind: Any, device: torch.device) -> nn.Module:
+        files, folder = self.weights.files(part), self.weights.folder(part)
+        if part not in self.quantizers:
+            return kind.from_pretrained(
+                folder,
                 dtype=self.dtype,
                 variant=self.weights.variant(part),
                 use_safetensors=True,
                 local_files_only=True,
             )
-            encoders[name] = _frozen(module, device)
-            folder = self.weights.folder(tokenizer)
-            encoders[f"{name}_tokenizer"] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return encoders
+        module = encoders.unfilled(kind, folder)
+        names = encoders.names(tensors(module), headers(files))
+        self._pack(part, module, device, partial(fill, module, files, dtype=self.dtype, names=names))
+        return module
 
-    def load_denoiser(self, device: Any) -> nn.Module:
-        """The transformer in base_dtype, frozen. Whether it takes guidance is decided by the tensors found."""
+    def _pack(
+        self,
+        part: str,
+        module: nn.Module,
+        device: torch.device,
+        fill: Callable[..., None],
+        home: Home | None = None,
+        open: Callable[[Any], nn.Module] | None = None,
+    ) -> None:
+        """Fills the module with packed weights; the arguments are those of the role."""
+        quantizer = self.quantizers[part]
+        quantizer.load(Unfilled(part, module, self.weights.fingerprint(part), fill, open), device, home)
+        self.notices += quantizer.notices
+        quantizer.notices.clear()
+
+    def load_denoiser(self, device: Any, home: Home | None = None) -> nn.Module:
+        """The transformer in base_dtype or quantised, frozen. Whether it takes guidance the tensors found decide.
+
+        home: where each tensor or packed layer stays, by its name; on the device unless it is given.
+        """
         from diffusers import FluxTransformer2DModel
 
         files = self.weights.files("transformer")
@@ -169,10 +210,28 @@ class Flux:
             self.notices.append(Problem(message, severity="notice", keys=("model_flavour",)))
         with torch.device("meta"):
             denoiser = FluxTransformer2DModel.from_config(config)
-        fill(denoiser, files, device=torch.device(device), dtype=self.base_dtype)
+        for paths in joined(denoiser):
+            side_by_side(denoiser, paths)
+        read = partial(fill, denoiser, files, dtype=self.base_dtype)
+        if "transformer" in self.quantizers:
+            open = partial(self._opened, FluxTransformer2DModel)
+            self._pack("transformer", denoiser, torch.device(device), read, home=home, open=open)
+        else:
+            read(device=torch.device(device), home=home)
         if self.base_dtype != self.dtype:
             follow_input(denoiser)
         return denoiser.requires_grad_(False).eval()
+
+    def _opened(self, kind: Any, quantization: Any) -> nn.Module:
+        """The transformer as diffusers loads it, with a quantization configuration of its own."""
+        return kind.from_pretrained(
+            self.weights.folder("transformer"),
+            quantization_config=quantization,
+            torch_dtype=self.base_dtype,
+            variant=self.weights.variant("transformer"),
+            use_safetensors=True,
+            local_files_only=True,
+        )
 
     @torch.no_grad()
     def encode_images(self, vae: Any, pixels: Tensor, noise: Tensor | None) -> Tensor:
@@ -248,17 +307,28 @@ class Flux:
         low, high = self.options.flux_guidance_min, self.options.flux_guidance_max
         return [low + (high - low) * draw.uniform("guidance", self.seed, number) for number in numbers]
 
-    def predict(self, denoiser: Any, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """The velocity at x_t (B, C, H, W) and t (B,) in [0, 1], in the transformer's precision."""
-        return self.velocity(denoiser, x_t, t, batch.text, self.guidance(batch.numbers or range(len(x_t))))
+    def conditions(self, batch: Batch) -> dict[str, Tensor]:
+        """guidance (B,) fp32, on the CPU: what the samples are told besides their captions."""
+        numbers = batch.numbers or range(len(batch.latents))
+        return {"guidance": torch.tensor(self.guidance(numbers), dtype=torch.float32)}
 
-    def velocity(
-        self, denoiser: Any, x_t: Tensor, t: Tensor, text: Mapping[str, Tensor], guidance: Sequence[float]
-    ) -> Tensor:
-        """One pass of the transformer over latents. guidance: B numbers, unused by a model without that input."""
+    def functional(self, denoiser: Any, low_rank: Factors, attention: Attention) -> FluxForward:
+        """Makes the transformer run block by block through the runners of what is returned."""
+        denoiser.forward = FluxForward(denoiser, low_rank, attention)
+        return denoiser.forward
+
+    def predict(self, denoiser: Any, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """The velocity at x_t (B, C, H, W) and t (B,) in [0, 1], in the transformer's precision.
+
+        Nothing in here comes from the host: a CUDA graph may contain it. `conditions` has been added to batch.text.
+        """
+        return self.velocity(denoiser, x_t, t, batch.text, batch.text["guidance"])
+
+    def velocity(self, denoiser: Any, x_t: Tensor, t: Tensor, text: Mapping[str, Tensor], guidance: Tensor) -> Tensor:
+        """One pass of the transformer over latents. guidance: (B,) fp32, unused by a model without that input."""
         device = x_t.device
         height, width = x_t.shape[-2:]
-        told = torch.tensor(guidance, dtype=torch.float32, device=device) if denoiser.config.guidance_embeds else None
+        told = guidance.to(device) if denoiser.config.guidance_embeds else None
         t5 = text["t5"].to(device, self.base_dtype)  # (B, L, D)
         tokens = denoiser(
             hidden_states=pack(x_t).to(self.base_dtype),

@@ -55,7 +55,8 @@ class FluxEuler:
 
     def _velocity(self, x: Tensor, sigma: float, text: Mapping[str, Tensor], guidance: float) -> Tensor:
         t = torch.full((len(x),), sigma, dtype=torch.float32)
-        return self.family.velocity(self.denoiser, x, t, text, [guidance] * len(x)).float()
+        told = torch.full((len(x),), guidance, device=x.device)
+        return self.family.velocity(self.denoiser, x, t, text, told).float()
 
     @torch.no_grad()
     def decode(self, vae: Any, latents: Tensor) -> Image.Image:

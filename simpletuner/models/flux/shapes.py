@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from simpletuner.errors import SimpleTunerError
 from simpletuner.models import Flavour
-from simpletuner.models.flux.weights import Weights
+from simpletuner.models.flux.weights import ENCODERS, Weights
 from simpletuner.models.options import Model
 from simpletuner.models.places import on_disk
 from simpletuner.models.shapes import Shapes, Stack
@@ -27,6 +28,8 @@ PARTS = {
     "text_encoder_2": 4_762_310_656,
     "vae": 83_819_683,
 }  # weights: CLIP L, T5 XXL, VAE
+LINEAR = {"text_encoder": 84_934_656, "text_encoder_2": 4_630_511_616}  # of these in linear layers
+TABLES = re.compile(r"embed|shared\.|relative_attention_bias|position")  # matrices that are looked up
 VAE_CHANNELS, VAE_FACTOR = 128, 8
 PATCH = 2  # latent cells along the edge of a token
 TEXT_TOKENS = 512
@@ -53,7 +56,7 @@ def shapes(model: Model, flavour: Flavour) -> Shapes:
     width = config["attention_head_dim"] * config["num_attention_heads"]
     layers = dict(_layers(config, width))
     norms = config["attention_head_dim"] * (4 * config["num_layers"] + 2 * config["num_single_layers"])
-    sizes = {part: _num_weights(weights, part) or number for part, number in PARTS.items()}
+    sizes = {part: sum(_num_weights(weights, part)) or number for part, number in PARTS.items()}
     factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else VAE_FACTOR
     return Shapes(
         layers=layers,
@@ -68,7 +71,7 @@ def shapes(model: Model, flavour: Flavour) -> Shapes:
         ),
         text_tokens=model.tokenizer_max_length or flavour.text_length or _text_length(weights),
         pixels_per_token=factor * PATCH,
-        encoders=sizes["text_encoder"] + sizes["text_encoder_2"],
+        text_encoders=tuple(_encoder(weights, part) for part in ENCODERS),
         vae=sizes["vae"],
         vae_channels=vae["block_out_channels"][0] if vae else VAE_CHANNELS,
         token_channels=config["in_channels"],
@@ -134,18 +137,30 @@ def _text_length(weights: Weights) -> int:
     return min(TEXT_TOKENS, int(found.get("model_max_length", TEXT_TOKENS)))
 
 
-def _num_weights(weights: Weights, part: str) -> int:
-    """Counted in the headers of the part's files; 0 if they are not on this disk."""
+def _encoder(weights: Weights, part: str) -> tuple[int, int]:
+    """Weights in linear layers, and the others."""
+    found = _num_weights(weights, part)
+    return found if any(found) else (LINEAR[part], PARTS[part] - LINEAR[part])
+
+
+def _num_weights(weights: Weights, part: str) -> tuple[int, int]:
+    """Counted in the headers of the part's files: in matrices that are multiplied with, and in the rest.
+
+    (0, 0) if they are not on this disk.
+    """
     try:
         folder = _folder(weights, part)
-        return sum(_count(path) for path in folder.glob("*.safetensors")) if folder else 0
+        counts = [_count(path) for path in folder.glob("*.safetensors")] if folder else []
+        return sum(linear for linear, _ in counts), sum(rest for _, rest in counts)
     except (SimpleTunerError, OSError, ValueError, KeyError, struct.error):
-        return 0
+        return 0, 0
 
 
-def _count(path: Path) -> int:
+def _count(path: Path) -> tuple[int, int]:
     """Numbers in a safetensors file: 8 bytes of length, then a table of names and shapes."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         table = json.loads(file.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in table.items() if name != "__metadata__")
+    sizes = {name: entry["shape"] for name, entry in table.items() if name != "__metadata__"}
+    linear = sum(math.prod(shape) for name, shape in sizes.items() if len(shape) == 2 and not TABLES.search(name))
+    return linear, sum(map(math.prod, sizes.values())) - linear

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,8 @@ KINDS = {
     "tokenizer": TOKENIZER,
     "tokenizer_2": TOKENIZER,
 }
-TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+ENCODERS = ("text_encoder", "text_encoder_2")
+TEXT_PARTS = (*ENCODERS, "tokenizer", "tokenizer_2")
 LONGEST = 512  # T5 tokens
 MAIN = "pretrained_model_name_or_path"
 ROOT = {"none", "null", ""}
@@ -177,9 +179,12 @@ class Weights:
     def vae_fingerprint(self, dtype: str, tiling: bool) -> str:
         return combine("vae/1", self.fingerprint("vae"), dtype, tiling)
 
-    def text_fingerprint(self, dtype: str) -> str:
+    def text_fingerprint(self, dtype: str, kinds: Sequence[str] = ()) -> str:
+        """kinds: of quantised weights, for each of ENCODERS; empty where they are not quantised."""
         parts = [self.fingerprint(part) for part in TEXT_PARTS]
-        return combine("text/1", *parts, self.text_length, self.model.t5_padding, dtype)
+        packed = [f"{part} {kind}" for part, kind in zip(ENCODERS, kinds, strict=False) if kind]
+        return combine("text/1", *parts, self.text_length, self.model.t5_padding, dtype, *packed)
 
-    def denoiser_fingerprint(self, dtype: str) -> str:
-        return combine("transformer/1", self.fingerprint("transformer"), dtype)
+    def denoiser_fingerprint(self, dtype: str, kind: str = "") -> str:
+        """kind: of quantised weights."""
+        return combine("transformer/1", self.fingerprint("transformer"), dtype, *([kind] if kind else []))

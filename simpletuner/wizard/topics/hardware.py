@@ -8,7 +8,7 @@ from typing import Any
 from simpletuner.config import OPTIONS
 from simpletuner.machine import Gpu, Machine
 from simpletuner.plan.fit import Fit, fit
-from simpletuner.rules.hardware import LEAST, UNKNOWN
+from simpletuner.rules.hardware import UNKNOWN, least
 from simpletuner.rules.precision import BF16_ONLY
 from simpletuner.wizard.questions import Choice, Field, Question, Wrong, choice
 from simpletuner.wizard.session import Session
@@ -100,9 +100,11 @@ def _known(session: Session) -> list[str]:
         return names
     if not session.machine.gpus:
         return ["fp32", "bf16"]
-    weakest = min(gpu.capability for gpu in session.machine.gpus)
-    able = [name for name in names if weakest == UNKNOWN or weakest >= LEAST.get(name, UNKNOWN)]
-    return [name for name in able if name != "bf16" or weakest == UNKNOWN or weakest >= (8, 0)]
+    weakest = min(session.machine.gpus, key=lambda gpu: gpu.capability)
+    if weakest.capability == UNKNOWN:
+        return names
+    able = [name for name in names if weakest.capability >= least(name)]
+    return [name for name in able if name != "bf16" or weakest.has_bf16]
 
 
 def _precisions(session: Session) -> Sequence[Choice]:

@@ -1,0 +1,248 @@
+"""Seconds per step and peak memory of a LoRA on a Flux of the true size, row by row, through the product's own run.
+
+    python benchmarks/engine.py --work /fast/disk --out benchmarks/results --rows "bf16*"
+
+Each row is a configuration that runs in this process from its file to its last step: loader, caches, trainer, all of
+it. The row `peer` is what most trainers do (diffusers' module, PEFT, autocast, no compiler), in the same process, for
+the ratio. Weights are random; see full_size.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import gc
+import itertools
+import json
+import shutil
+import statistics
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from full_size import write_job, write_small_parts, write_transformer
+
+GIB = 2**30
+WARM = 8  # steps that are not timed: the first runs plain, then the blocks are compiled and the step recorded
+CHECKPOINT, NONE = {"gradient_checkpointing": True}, {"gradient_checkpointing": False}
+COLUMNS = ("seconds", "reserved_gib", "driver_gib", "steady_gib", "ram_gib", "first_step_s", "loss")
+ROWS: dict[str, tuple[int, dict[str, Any]]] = {
+    "bf16 512 none": (512, NONE),
+    "bf16 512 ckpt": (512, CHECKPOINT),
+    "bf16 1024 none": (1024, NONE),
+    "bf16 1024 ckpt": (1024, CHECKPOINT),
+    "fp8-compute 1024 none": (1024, {**NONE, "base_model_precision": "fp8-compute"}),
+    "fp8-compute 1024 ckpt": (1024, {**CHECKPOINT, "base_model_precision": "fp8-compute"}),
+    "fp8-compute 512 none": (512, {**NONE, "base_model_precision": "fp8-compute"}),
+    "int8 1024 ckpt": (1024, {**CHECKPOINT, "base_model_precision": "int8-quanto"}),
+    "int8 512 ckpt": (512, {**CHECKPOINT, "base_model_precision": "int8-quanto"}),
+    "nf4 512 ckpt": (512, {**CHECKPOINT, "base_model_precision": "nf4-bnb"}),
+    "nf4 1024 ckpt": (1024, {**CHECKPOINT, "base_model_precision": "nf4-bnb"}),
+    "nf4 512 quickstart": (
+        512,
+        {**CHECKPOINT, "base_model_precision": "nf4-bnb", "optimizer": "bnb-lion8bit-paged", "learning_rate": 1e-5},
+    ),
+    "bf16 512 streamed": (512, {**CHECKPOINT, "blocks_to_swap": 56}),
+    "bf16 1024 streamed": (1024, {**CHECKPOINT, "blocks_to_swap": 56}),
+    "nf4 512 streamed": (512, {**CHECKPOINT, "base_model_precision": "nf4-bnb", "blocks_to_swap": 56}),
+    "int8 1024 half streamed": (1024, {**CHECKPOINT, "base_model_precision": "int8-quanto", "blocks_to_swap": 28}),
+}
+
+
+class Watch(threading.Thread):
+    """The most that the driver says is in use, and the most anonymous memory of this process."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[tuple[float, int]] = []
+        self.ram = 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            free, total = torch.cuda.mem_get_info()
+            self.seen.append((time.time(), total - free))
+            status = Path("/proc/self/status").read_text()
+            self.ram = max(self.ram, int(status.split("RssAnon:")[1].split()[0]) * 1024)
+            time.sleep(0.02)
+
+    def most(self, begin: float, end: float) -> float:
+        """GiB in use by the driver's count at the peak between two times."""
+        return round(max((used for when, used in self.seen if begin <= when <= end), default=0) / GIB, 2)
+
+
+def clean() -> None:
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def job(options: argparse.Namespace, name: str, size: int, settings: dict[str, Any], steps: int) -> Path:
+    chosen = argparse.Namespace(size=size, target="all+ffs", steps=steps, no_checkpointing=False)
+    path = write_job(options.work, chosen)
+    own = {f"cache_dir_{kind}": str(options.work / "cache" / kind) for kind in ("text", "vae")}
+    own["quantize_cache_dir"] = str(options.work / "cache/weights")
+    config = json.loads(path.read_text()) | own | {"learning_rate": 3e-4} | settings
+    shutil.rmtree(config["output_dir"], ignore_errors=True)
+    path.write_text(json.dumps(config))
+    return path
+
+
+def product(options: argparse.Namespace, name: str, size: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """One row: trains and reads what the run wrote about itself."""
+    from simpletuner.process import run
+
+    path = job(options, name, size, settings, options.steps)
+    clean()
+    watch = Watch()
+    watch.start()
+    started = time.time()
+    code = run(path)
+    watch.over.set()
+    out = Path(json.loads(path.read_text())["output_dir"])
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    if code:
+        return {"row": name, "error": str([e["data"] for e in events if e["severity"] == "error"][-1:])[:600]}
+    done = [datetime.fromisoformat(e["time"]).timestamp() for e in events if e["type"] == "step.done"]
+    metrics = [json.loads(line)["values"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [m["train_loss"] for m in metrics]
+    loads = [
+        datetime.fromisoformat(e["time"]).timestamp()
+        for e in events
+        if e["data"].get("stage") == "init_load_base_model"
+    ]
+    half = len(losses) // 2
+    seconds = [b - a for a, b in itertools.pairwise(done[WARM:])]
+    return {
+        "row": name,
+        "seconds": round(statistics.median(seconds), 4),
+        "fastest": round(min(seconds), 4),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "driver_gib": watch.most(started, done[-1]),
+        "steady_gib": watch.most(done[WARM], done[-1]),
+        "ram_gib": round(watch.ram / GIB, 2),
+        "load_s": round(loads[-1] - loads[0], 1) if len(loads) > 1 else None,
+        "first_step_s": round(done[0] - started, 1),
+        "fast_from_s": round(done[WARM] - started, 1),
+        "loss": [round(sum(losses[:half]) / half, 4), round(sum(losses[half:]) / (len(losses) - half), 4)],
+        "finite": all(loss == loss and abs(loss) < 1e6 for loss in losses),
+        "said": [e["data"]["message"][:160] for e in events if e["type"] == "log" and e["severity"] != "info"][:4],
+    }
+
+
+def peer(options: argparse.Namespace, size: int, checkpointing: bool) -> dict[str, Any]:
+    """diffusers and PEFT as most trainers use them, from the same weights."""
+    from diffusers import FluxTransformer2DModel
+    from peft import LoraConfig
+
+    clean()
+    folder = options.work / "model/transformer"
+    model = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16).to("cuda").requires_grad_(False)
+    names = [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+        "ff.net.0.proj",
+    ]
+    names += ["ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out"]
+    model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=names))
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    tokens = (size // 16) ** 2
+    side = size // 16
+    ids = torch.zeros(tokens, 3, device="cuda")
+    ids[:, 1], ids[:, 2] = torch.arange(tokens, device="cuda") // side, torch.arange(tokens, device="cuda") % side
+    given = {
+        "hidden_states": torch.randn(1, tokens, 64, device="cuda"),
+        "encoder_hidden_states": torch.randn(1, 512, 4096, device="cuda"),
+        "pooled_projections": torch.randn(1, 768, device="cuda"),
+        "timestep": torch.tensor([0.6], device="cuda"),
+        "guidance": torch.ones(1, device="cuda"),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(512, 3, device="cuda"),
+    }
+    target = torch.randn(1, tokens, 64, device="cuda")
+    times = []
+    for _ in range(7):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = model(**given, return_dict=False)[0]
+        loss = (out.float() - target).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return {
+        "row": f"peer {size} {'ckpt' if checkpointing else 'none'}",
+        "seconds": round(statistics.median(times[2:]), 4),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+    }
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    lines = [
+        "| Row | s/step | GiB reserved | GiB driver | steady | RAM GiB | first step s | loss | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        if "error" in r:
+            lines.append(f"| {r['row']} | failed: {r['error'][:200]} | | | | | | |")
+        else:
+            cells = [
+                r.get(key, "")
+                for key in ("seconds", "reserved_gib", "driver_gib", "steady_gib", "ram_gib", "first_step_s", "loss")
+            ]
+            lines.append(
+                f"| {r['row']} | " + " | ".join(map(str, cells)) + f" | {'; '.join(r.get('said', []))[:200]} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="a folder on a fast disk with 60 GB free")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", nargs="+", default=["*"], help='patterns of rows; "peer 1024 ckpt" is the peer')
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=540, help="no row is begun after that")
+    options = parser.parse_args()
+    begun = time.monotonic()
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not (options.work / "model/transformer/config.json").exists():
+        write_transformer(options.work / "model/transformer", "cuda")
+        write_small_parts(options.work / "model")
+        print(f"wrote the model in {time.monotonic() - begun:.0f} s", flush=True)
+    records: list[dict[str, Any]] = []
+    peers = {f"peer {size} {word}": (size, word == "ckpt") for size in (512, 1024) for word in ("none", "ckpt")}
+    for pattern in options.rows:
+        for name in fnmatch.filter([*ROWS, *peers], pattern):
+            if time.monotonic() - begun > options.seconds:
+                break
+            records.append(peer(options, *peers[name]) if name in peers else product(options, name, *ROWS[name]))
+            print(json.dumps(records[-1]), flush=True)
+            facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": records}
+            (options.out / "engine.json").write_text(json.dumps(facts, indent=1) + "\n")
+    text = table(records)
+    (options.out / "engine.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

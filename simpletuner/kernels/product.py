@@ -1,0 +1,99 @@
+"""The product of an activation with a frozen matrix, however the matrix is kept.
+
+One autograd rule serves every packed kind: forward multiplies with the unpacked matrix, backward unpacks it again, and
+only the packed tensors are held in between. The whole product is one operator, opaque to the compiler. Were the
+unpacking an operator of its own, the compiler would find the same call in forward and backward, share it, and keep
+every unpacked matrix of the model from the one to the other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simpletuner.kernels import compute8
+from simpletuner.kernels.weights import Compute8, Groups, Nf4, Plain, Rows
+
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Rows, Compute8, Groups, Nf4)}
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+def frozen_product(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias for x (..., in) and any kind of weight: (..., out), in the dtype of x, or of autocast where it is on.
+
+    A packed weight has no gradient; a plain one and the bias have theirs if they ask for it.
+    """
+    if isinstance(weight, Plain):
+        return F.linear(x, weight.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    if torch.is_autocast_enabled(x.device.type):  # as F.linear does
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    tensors = [part for part in weight if isinstance(part, Tensor)]
+    numbers = [str(part) for part in weight if not isinstance(part, Tensor)]
+    return _product(x, tensors, bias, " ".join((type(weight).__name__, *numbers)))
+
+
+def _weight(tensors: Sequence[Tensor], kind: str) -> Any:
+    """A weight from its tensors and its name and numbers ("Groups 3072 3072"): operators take no named tuples."""
+    name, *numbers = kind.split()
+    return KINDS[name](*tensors, *map(int, numbers))
+
+
+@torch.library.custom_op("simpletuner::packed_product", mutates_args=())
+def _product(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kind: str) -> Tensor:
+    weight = _weight(tensors, kind)
+    rows = x.reshape(-1, x.shape[-1])
+    bias = None if bias is None else bias.to(x.dtype)
+    if compute8.suits(rows, weight):
+        y = compute8.product(rows, weight, bias)
+    else:
+        y = F.linear(rows, plain(weight, x.dtype), bias)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+@_product.register_fake
+def _(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kind: str) -> Tensor:
+    return x.new_empty(*x.shape[:-1], _weight(tensors, kind).shape[0])
+
+
+@torch.library.custom_op("simpletuner::packed_product_dx", mutates_args=())
+def _product_dx(dy: Tensor, tensors: Sequence[Tensor], kind: str) -> Tensor:
+    """dy W: the gradient of the input, (..., in) in the dtype of dy (..., out)."""
+    weight = _weight(tensors, kind)
+    rows = dy.reshape(-1, dy.shape[-1])
+    dx = compute8.product_dx(rows, weight) if compute8.suits(rows, weight) else rows @ plain(weight, dy.dtype)
+    return dx.view(*dy.shape[:-1], weight.shape[1])
+
+
+@_product_dx.register_fake
+def _(dy: Tensor, tensors: Sequence[Tensor], kind: str) -> Tensor:
+    return dy.new_empty(*dy.shape[:-1], _weight(tensors, kind).shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, tensors, bias, ctx.kind = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    need_x, _, need_bias, *_ = ctx.needs_input_grad
+    dx = _product_dx(dy, ctx.saved_tensors, ctx.kind) if need_x else None
+    db = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=ctx.bias_dtype) if need_bias else None
+    return dx, [None] * len(ctx.saved_tensors), db, None
+
+
+_product.register_autograd(_backward, setup_context=_keep)
+
+
+def plain(weight: Any, dtype: torch.dtype) -> Tensor:
+    """The matrix (out, in) in `dtype`, unpacked by the fastest means there is."""
+    if TRITON and weight.codes.is_cuda:
+        from simpletuner.kernels.unpack import unpack  # Triton is imported where there is a device for it
+
+        return unpack(weight, dtype)
+    return weight.dequantize(dtype)

@@ -1,0 +1,52 @@
+"""Products on the device, at the width of a real model."""
+
+import pytest
+import torch
+from packed import COMPUTE, KINDS, drawn, error, on_card, packed
+
+from simpletuner.kernels.product import frozen_product
+from simpletuner.kernels.weights import Plain
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+WIDTH = 3072
+BOUND = {"compute int8": 0.012, "compute float8": 0.038}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_rows", [1, 1536])
+def test_product_and_gradient_at_full_width(kind, num_rows):
+    weight, bias = on_card(packed(kind, WIDTH, WIDTH)), drawn(WIDTH).cuda().bfloat16()
+    x = drawn(1, num_rows, WIDTH, seed=1).cuda().bfloat16().requires_grad_()
+    dy = drawn(1, num_rows, WIDTH, seed=2).cuda().bfloat16()
+    y = frozen_product(x, weight, bias)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    expected = frozen_product(x, Plain(weight.dequantize(torch.bfloat16)), bias)
+    (expected_dx,) = torch.autograd.grad(expected, x, dy)
+    bound = BOUND[kind] if kind in COMPUTE and num_rows > 16 else 0.005
+    assert error(y, expected) < bound and error(dx, expected_dx) < bound
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_recorded_in_a_graph_without_a_wait(kind):
+    weight = on_card(packed(kind, WIDTH, WIDTH))
+    x = drawn(64, WIDTH).cuda().bfloat16().requires_grad_()
+
+    def step():
+        (dx,) = torch.autograd.grad(frozen_product(x, weight).square().sum(), x)
+        return dx
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    with torch.no_grad():
+        x.copy_(drawn(64, WIDTH, seed=7))
+    graph.replay()
+    assert error(found, step()) < 0.01

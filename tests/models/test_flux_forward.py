@@ -1,0 +1,126 @@
+"""The functional forward against diffusers' own module: outputs, and gradients of everything that is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from simpletuner.adapters.lora import Lora
+from simpletuner.adapters.options import Adapter
+from simpletuner.kernels.attention import sdpa
+from simpletuner.models.flux import LORA_TARGETS
+from simpletuner.models.flux.forward import FluxForward
+from simpletuner.models.flux.layout import image_ids, text_ids
+from tests import tiny_flux
+
+BATCH, TEXT, HEIGHT, WIDTH = 2, 5, 8, 12  # latent cells
+
+
+def adapted(target: str, dtype: torch.dtype = torch.float32) -> tuple:
+    """A tiny Flux of 2 + 2 blocks with an adapter whose B is not zero."""
+    denoiser = tiny_flux.transformer(layers=(2, 2)).to(dtype).requires_grad_(False)
+    adapter = Lora(Adapter().model_copy(update={"lora_rank": 4}), LORA_TARGETS[target], seed=1, dtype=dtype)
+    adapter.attach(denoiser)
+    generator = torch.Generator().manual_seed(3)
+    for value in adapter.parameters().values():
+        value.data = (torch.randn(value.shape, generator=generator) * 0.1).to(dtype)
+    return denoiser, adapter
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return {
+        "hidden_states": draw(BATCH, HEIGHT * WIDTH // 4, 4 * tiny_flux.CHANNELS),
+        "encoder_hidden_states": draw(BATCH, TEXT, tiny_flux.JOINT),
+        "pooled_projections": draw(BATCH, tiny_flux.POOLED),
+        "timestep": torch.tensor([0.25, 0.8]),
+        "guidance": torch.tensor([1.0, 3.5]),  # each sample its own
+        "img_ids": image_ids(HEIGHT, WIDTH),
+        "txt_ids": text_ids(TEXT),
+    }
+
+
+def outcome(forward, adapter, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    for value in adapter.parameters().values():
+        value.grad = None
+    out = forward(**given, return_dict=False)[0]
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
+    (out * weight).sum().backward()
+    return out.detach(), {name: value.grad.clone() for name, value in adapter.parameters().items()}
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@pytest.mark.parametrize("target", ["all+ffs", "mmdit", "context+ffs", "ai-toolkit", "all+ffs+embedder"])
+def test_outputs_and_all_gradients_equal_diffusers_in_fp32(target):
+    denoiser, adapter = adapted(target)
+    given = inputs()
+    expected, theirs = outcome(denoiser, adapter, given)
+    out, ours = outcome(FluxForward(denoiser, adapter.low_rank(), sdpa), adapter, given)
+    assert difference(out, expected) < 1e-5
+    assert theirs.keys() == ours.keys() and len(ours) > 8
+    for name, grad in ours.items():
+        assert difference(grad, theirs[name]) < 1e-5, name
+
+
+def test_joined_weights_are_the_modules_own_memory():
+    denoiser, adapter = adapted("all+ffs")
+    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    forward = FluxForward(denoiser, adapter.low_rank(), sdpa)
+    after = denoiser.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    qkv = forward.blocks[0].weights.image.qkv.weight.weight
+    base = denoiser.transformer_blocks[0].attn.to_k.base_layer.weight
+    assert base.data_ptr() == qkv[base.shape[0] :].data_ptr()
+
+
+def test_rehoming_a_block_changes_what_its_modules_hold():
+    denoiser, adapter = adapted("all+ffs")
+    forward = FluxForward(denoiser, adapter.low_rank(), sdpa)
+    for block in (*forward.blocks, *forward.modulations):
+        doubled = torch.utils._pytree.tree_map(lambda leaf: leaf * 2, block.weights)
+        base = {name: value.clone() for name, value in denoiser.state_dict().items()}
+        block.rehome(doubled)
+        changed = {name for name, value in denoiser.state_dict().items() if not torch.equal(value, base[name])}
+        assert changed and all(torch.equal(denoiser.state_dict()[name], base[name] * 2) for name in changed)
+    names = {name for name in denoiser.state_dict() if "lora" not in name and "blocks" in name}
+    assert (
+        len(names)
+        == sum(len(torch.utils._pytree.tree_leaves(b.weights)) for b in forward.blocks)
+        + 2 * (2 * 2 * 2 + 2 * 3)
+        + 2 * 2 * 2
+        + 2 * 2
+    )
+
+
+def test_a_switched_off_and_a_scaled_adapter_are_seen():
+    denoiser, adapter = adapted("all+ffs")
+    given = inputs()
+    forward = FluxForward(denoiser, adapter.low_rank(), sdpa)
+    with torch.no_grad():
+        for within in (adapter.disabled, lambda: adapter.scaled(-0.5)):
+            with within():
+                assert difference(forward(**given)[0], denoiser(**given, return_dict=False)[0]) < 1e-5
+        assert difference(forward(**given)[0], denoiser(**given, return_dict=False)[0]) < 1e-5
+
+
+def test_in_bf16_it_is_as_close_to_fp32_as_diffusers_is():
+    exact, theirs, ours = [], [], []
+    for dtype, found, functional in (
+        (torch.float32, exact, False),
+        (torch.bfloat16, theirs, False),
+        (torch.bfloat16, ours, True),
+    ):
+        denoiser, adapter = adapted("all+ffs", dtype)
+        forward = FluxForward(denoiser, adapter.low_rank(), sdpa) if functional else denoiser
+        out, grads = outcome(forward, adapter, inputs(dtype))
+        found += [out, torch.cat([grad.flatten().float() for grad in grads.values()])]
+    for index in range(2):
+        assert difference(ours[index], exact[index]) < 1.3 * difference(theirs[index], exact[index])
