@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -25,6 +25,9 @@ from simpletuner.training.pace import Pace
 from simpletuner.training.precision import Precision
 
 MANY_SHAPES = 24  # of batches: more are compiled as one, with lengths that may differ
+RECORDING = ("reduce-overhead", "max-autotune")  # modes of the compiler that ask for recorded steps
+
+Stay = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Engine:
     functional: Functional | None  # None: the adapter needs the modules themselves
     pace: Callable[[Any, Any], Any] | None
     line: str
+    sampling: Stay = nullcontext  # to be within while pictures are made
 
 
 def build(
@@ -54,30 +58,71 @@ def build(
             recompute(family.blocks(denoiser), interval, residence.activations(config, precision.device))
         residence.residency(config, None, precision.device)  # says so if blocks were to move
         return Engine(None, None, f"{adapter.kind} runs on the modules as they are")
-    chosen = attention.choose(speed.attention_mechanism, precision.device, precision.dtype)
-    functional = family.functional(denoiser, low_rank, chosen.training)
+    kernel = _attention(config, precision, events)
+    functional = family.functional(denoiser, low_rank, kernel.attention)
     compiled = _compiled(config, functional, precision, num_shapes)
     where = residence.residency(config, functional, precision.device)
     runner = Runner(
         interval, residency=where, store=residence.activations(config, precision.device), functions=compiled
     )
     functional.runner, functional.prologue = runner, Runner(residency=where)
-    record = precision.device.type == "cuda" and _recorded(config, runner, precision)
-    parts = [f"attention {chosen.name}"]
-    parts += ["compiled blocks"] if compiled else []
-    parts += ["recorded steps"] if record else []
+    record = _recorded(config, runner, precision, events)
+    plain_calls = 0 if config[Training].deterministic or speed.dynamo_backend != "auto" else 1
+    line = _line(kernel.name, bool(compiled), record, plain_calls)
     if not compiled and not record:
-        return Engine(functional, None, ", ".join(parts))
+        return Engine(functional, None, line, kernel.sampling)
     pace = functools.partial(
         Pace,
         parameters=list(adapter.parameters().values()),
         compiled=list(compiled.values()),
         record=record,
-        plain_calls=0 if config[Training].deterministic or speed.dynamo_backend != "auto" else 1,
+        plain_calls=plain_calls,
         sparing=runner.sparing if compiled else nullcontext,
         tell=functools.partial(_tell, events),
     )
-    return Engine(functional, pace, ", ".join(parts))
+    return Engine(functional, pace, line, kernel.sampling)
+
+
+def for_pictures(
+    config: Config,
+    family: ModelFamily,
+    denoiser: nn.Module,
+    adapter: Adapter | None,
+    precision: Precision,
+    events: EventLog,
+) -> Stay:
+    """Makes the denoiser compute as it does in a run's samples; what is returned is to be within meanwhile."""
+    low_rank = adapter.low_rank() if adapter else {}
+    if low_rank is None:
+        return nullcontext
+    kernel = _attention(config, precision, events)
+    family.functional(denoiser, low_rank, kernel.attention)
+    return kernel.sampling
+
+
+class _Kernel(NamedTuple):
+    name: str
+    attention: attention.Attention
+    sampling: Stay
+
+
+def _attention(config: Config, precision: Precision, events: EventLog) -> _Kernel:
+    chosen = attention.choose(config[Speed].attention_mechanism, precision.device, precision.dtype)
+    if chosen.notice:
+        _tell(events, "notice", chosen.notice)
+    if chosen.sampling is chosen.training:
+        return _Kernel(chosen.name, chosen.training, nullcontext)
+    switch = attention.Switch(chosen.training, chosen.sampling)
+    return _Kernel(chosen.name, switch, switch.sampling)
+
+
+def _line(kernel: str, compiled: bool, record: bool, plain_calls: int) -> str:
+    if not compiled and not record:
+        return f"attention {kernel}; blocks run uncompiled"
+    said = "blocks are compiled" if compiled else ""
+    said += " and " if compiled and record else ""
+    said += "steps are recorded as a CUDA graph" if record else ""
+    return f"attention {kernel}; {said}{', after a first step as written' if plain_calls else ''}"
 
 
 def _compiled(config: Config, functional: Functional, precision: Precision, num_shapes: int) -> dict[str, Compiled]:
@@ -92,23 +137,41 @@ def _compiled(config: Config, functional: Functional, precision: Precision, num_
         "backend": backend,
         "dynamic": speed.dynamo_dynamic or num_shapes > MANY_SHAPES,
     }
-    if speed.dynamo_mode not in ("", "default", "reduce-overhead"):  # the last means recorded steps
-        settings["mode"] = speed.dynamo_mode
+    if backend == "inductor" and speed.dynamo_mode.startswith("max-autotune"):
+        settings["mode"] = "max-autotune-no-cudagraphs"  # whole steps are recorded, not each block
     prepare(num_shapes, config[Memory].activation_memory_budget)
     functions = {block.kind: block.function for block in functional.blocks}
     strict = speed.dynamo_backend != "auto"
     return {
-        kind: Compiled(function, strict=strict, fullgraph=strict and speed.dynamo_fullgraph, **settings)
+        kind: Compiled(function, f"the {kind} blocks", strict=strict, fullgraph=speed.dynamo_fullgraph, **settings)
         for kind, function in functions.items()
     }
 
 
-def _recorded(config: Config, runner: Runner, precision: Precision) -> bool:
-    """Whether steps become CUDA graphs."""
-    speed = config[Speed]
-    wanted = speed.dynamo_backend in ("auto", "cudagraphs") or speed.dynamo_mode == "reduce-overhead"
-    exact = config[Optimizer].gradient_precision == "fp32"  # moves gradients aside as they come
-    return wanted and runner.capturable and not residence.wanders(config) and precision.scaler is None and not exact
+def _recorded(config: Config, runner: Runner, precision: Precision, events: EventLog) -> bool:
+    """Whether steps become CUDA graphs. Says why not, if they were asked for."""
+    backend = config[Speed].dynamo_backend
+    mode = config[Speed].dynamo_mode if backend in ("auto", "inductor") else ""
+    asked = backend == "cudagraphs" or mode in RECORDING
+    obstacle = _obstacle(config, runner, precision)
+    if asked and obstacle:
+        _tell(events, "warning", f"steps are not recorded as a CUDA graph: {obstacle}")
+    return not obstacle and (asked or (backend == "auto" and mode != "max-autotune-no-cudagraphs"))
+
+
+def _obstacle(config: Config, runner: Runner, precision: Precision) -> str:
+    """Why steps cannot be recorded; empty if they can."""
+    if precision.device.type != "cuda":
+        return "this needs an NVIDIA or AMD GPU"
+    if not runner.capturable:
+        return "weights come through buffers that the host fills"
+    if residence.wanders(config):
+        return "the transformer leaves the GPU during the run"
+    if precision.scaler is not None:
+        return "mixed_precision=fp16 scales the loss by a number that changes"
+    if config[Optimizer].gradient_precision == "fp32":
+        return "gradient_precision=fp32 moves gradients aside as they come"
+    return ""
 
 
 def _tell(events: EventLog, severity: str, message: str) -> None:

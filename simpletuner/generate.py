@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from simpletuner import assembly, check
+from simpletuner import assembly, check, engine
 from simpletuner.adapters.kinds import Kind
 from simpletuner.adapters.lora import Lora
 from simpletuner.adapters.lora_file import LoraFile
@@ -85,7 +85,8 @@ def generate(
     prepare(config[Speed], config[Training].deterministic)
     device = choose_device()
     assembly.probe(config, device)
-    family = assembly.load_family(config, Precision(config[Speed].mixed_precision, device))
+    precision = Precision(config[Speed].mixed_precision, device)
+    family = assembly.load_family(config, precision)
     if trained.lora:
         trained.lora.check(family.layers(), config[Model].model_flavour)
     planned = _planned(config, wanted, count)
@@ -93,12 +94,13 @@ def generate(
     events.stage("init_load_base_model", "transformer", "started")
     denoiser = family.load_denoiser(device)
     adapter = trained.load(config, denoiser)
+    sampling = engine.for_pictures(config, family, denoiser, adapter, precision, events)
     events.stage("init_load_base_model", "transformer", "done")
     for notice in family.notices:
         events.emit("log", notice.severity, message=notice.message, fix=notice.fix)
     keep, made = _keeper(config, family, trained, adapter, out)
     maker = ImageMaker(
-        sampler=family.sampler(denoiser),
+        sampler=family.sampler(denoiser, sampling),
         load_vae=assembly.vae_loader(config, family, device),
         free=free,
         embed=assembly.embedding(texts),

@@ -126,7 +126,7 @@ class ModelFamily(Protocol):
     def conditions(self, batch: Batch) -> dict[str, Tensor]: ...  # (B, ...), on the CPU; goes into batch.text
     def functional(self, denoiser: nn.Module, low_rank: Any, attention: Any) -> Functional: ...  # from now on
     def predict(self, denoiser: nn.Module, x_t: Tensor, t: Tensor, batch: Batch) -> Tensor: ...  # same shape as x_t
-    def sampler(self, denoiser: nn.Module) -> Sampler: ...
+    def sampler(self, denoiser: nn.Module, within: Callable[[], AbstractContextManager[None]]) -> Sampler: ...
 
 
 class SampleRequest(NamedTuple):

@@ -124,7 +124,7 @@ class Run:
             room=residence.during_save(self.config, denoiser, run.functional),
         )
         stage = residence.decoding(self.config, denoiser, run.functional, self.device)
-        validation = self.validation(denoiser, adapter, texts, stage)
+        validation = self.validation(denoiser, adapter, texts, stage, run.sampling)
         trainer = self.trainer(denoiser, adapter, optimizer, loader, checkpoints, validation, total_steps, run.pace)
         if resumed:
             trainer.load_state(checkpoints.restore(resumed))
@@ -132,6 +132,7 @@ class Run:
             self.events.emit("run.resumed", **{"from": resumed.name}, step=self.progress.step, drift=changes)
             self.tell(self.drift)
         self.show_first_screen(library, adapter, total_steps, resumed)
+        self.events.emit("log", "info", message=run.line)
         with self.stop:  # from here on a signal lets the step end, and saves
             if validation:
                 validation.start(self.progress.step)
@@ -279,7 +280,12 @@ class Run:
         )
 
     def validation(
-        self, denoiser: nn.Module, adapter: Adapter, texts: TensorCache, stage: Callable[[nn.Module], Any]
+        self,
+        denoiser: nn.Module,
+        adapter: Adapter,
+        texts: TensorCache,
+        stage: Callable[[nn.Module], Any],
+        sampling: engine.Stay,
     ) -> ValidationRun | None:
         options, family = self.config[Validation], self.family
         if options.validation_disable:
@@ -287,7 +293,7 @@ class Run:
         return ValidationRun(
             options=options,
             prompts=self.prompts,
-            sampler=family.sampler(denoiser),
+            sampler=family.sampler(denoiser, sampling),
             load_vae=assembly.vae_loader(self.config, family, self.device),
             free=free,
             embed=assembly.embedding(texts),

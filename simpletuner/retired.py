@@ -304,9 +304,6 @@ scheduled_sampling_reflexflow_beta1 scheduled_sampling_reflexflow_beta2
 
 optimizer_release_gradients optimizer_cpu_offload_method optimizer_offload_gradients prodigy_steps
 
-attention_mechanism sageattention_usage fuse_qkv_projections dynamo_mode dynamo_fullgraph
-dynamo_dynamic dynamo_use_regional_compilation
-
 validation_cfg_batched validation_seed_source validation_preview validation_preview_steps validation_multigpu
 validation_lycoris_strength ema_validation validation_input validation_using_datasets
 validation_stitch_input_location validation_adapter_path validation_adapter_name validation_adapter_strength
@@ -331,7 +328,6 @@ QUIET = """
 tracker_project_name tracker_run_name tracker_image_layout push_checkpoints_to_hub hub_model_id model_card_private
 model_card_safe_for_work model_card_note lycoris_config
 aws_max_pool_connections read_batch_size main_process_port webhook_reporting_interval
-dynamo_mode dynamo_fullgraph dynamo_dynamic dynamo_use_regional_compilation
 """
 NOT_YET = frozenset(TO_COME.split())
 NOT_YET_HARMLESS = {
@@ -345,7 +341,6 @@ NOT_YET_VALUES: dict[str, set[str]] = {
     "flux_lora_module_type": {"dora"},
     "lora_init_type": {"loftq", "olora", "pissa"},
     "optimizer": set(OPTIMIZERS.split()),
-    "dynamo_backend": {"inductor", "eager", "aot_eager", "cudagraphs"},
     "caption_strategy": {"parquet", "jsonl", "csv", "huggingface"},
     "disk_low_action": {"script"},
     "report_to": {"tensorboard", "wandb", "trackio", "all"},

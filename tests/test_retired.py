@@ -197,7 +197,7 @@ def switched_on(option):
     return {option.when.key: another(OPTIONS[option.when.key]) if value is GIVEN else value}
 
 
-@pytest.mark.parametrize("key", sorted(retired.NOT_YET - {"fsdp_version", "sageattention_usage"}))
+@pytest.mark.parametrize("key", sorted(retired.NOT_YET - {"fsdp_version"}))
 def test_an_option_to_come_is_refused_and_its_default_is_accepted(key):
     option = OPTIONS[key]
     first = switched_on(option)

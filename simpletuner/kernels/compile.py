@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simpletuner.errors import HardwareError
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Compiled:
     """`function`, compiled inside `active()` and plain elsewhere. settings: arguments of torch.compile.
 
-    Sampling stays outside: it has other shapes, and each would be compiled for a few pictures. If compiling fails and
-    `strict` is not set, the function stays plain and `failure` says why.
+    Sampling stays outside: it has other shapes, and each would be compiled for a few pictures. If compiling fails, it
+    is a HardwareError with `strict`; without, the function stays plain and `failure` says why.
     """
 
-    def __init__(self, function: Function, *, strict: bool, **settings: Any):
-        self.function, self.strict = function, strict
+    def __init__(self, function: Function, name: str, *, strict: bool, **settings: Any):
+        self.function, self.name, self.strict = function, name, strict
         self.failure = ""
         self.on = False
         self._fast: Function = torch.compile(function, **settings)
@@ -41,10 +43,17 @@ class Compiled:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler has many of its own, under no common name
+            reason = f"{type(error).__name__}: {_first_line(error)}"
             if self.strict:
-                raise
-            self.failure, self.on = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}", False
+                message = f"{self.name} cannot be compiled: {reason}"
+                raise HardwareError(message, fix="dynamo_backend=no, or auto, which goes on without") from error
+            self.failure, self.on = reason, False
             return self.function(*arguments)
+
+
+def _first_line(error: Exception) -> str:
+    """Of what it says, if it says anything."""
+    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), "")
 
 
 def prepare(num_shapes: int, memory_budget: float) -> None:

@@ -22,7 +22,7 @@ PRECISIONS = Meaning(
         "int4-torchao": "half a byte; wants bf16 hardware",
         "fp8-torchao": "1 byte, floating point",
         "nf4-bnb": "half a byte, less stable; NVIDIA",
-        "int8-bnb": "1 byte a weight; NVIDIA, and not compiled",
+        "int8-bnb": "1 byte a weight; NVIDIA",
         "fp8-compute": "1 byte, multiplied in 8 bits as well: the fastest; compute capability 8.9",
         "int8-compute": "1 byte, multiplied in 8 bits as well; compute capability 8.0",
     }

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from simpletuner.errors import DiskError, Problem
-from simpletuner.machine import disk_free
+from simpletuner.errors import DiskError, HardwareError, Problem
+from simpletuner.machine import disk_free, look
 from simpletuner.modules import tensors
 from simpletuner.protocols import Home, Unfilled
 from simpletuner.quantization import kinds, pipeline, shelf, store
@@ -23,6 +23,7 @@ from simpletuner.software import versions
 
 Via = Literal["auto", "accelerator", "cpu", "pipeline"]
 KEEPING = "quantize_cache_dir"
+FULL = "can't allocate memory"  # what torch says on the CPU, as a RuntimeError
 
 
 @dataclass
@@ -79,7 +80,12 @@ class Packer:
             self.num_packed += packed is not None
             return None if packed is None else PackedLinear(packed)
 
-        part.fill(device=device, pack=pack, home=home)
+        try:
+            part.fill(device=device, pack=pack, home=home)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if FULL not in str(error).lower() and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+                raise
+            raise self._too_large(part, device) from error
         if left:
             reason = f"their inputs are not a multiple of {KINDS[self.kind].multiple}"
             self._tell(f"{len(left)} layers of {part.name} stay in {str(self.dtype)[6:]}: {reason}")
@@ -89,6 +95,16 @@ class Packer:
         if self.via != "pipeline" or part.open is None:
             return None
         return pipeline.made(part.open, self.kind, self.dtype, self.settings)
+
+    def _too_large(self, part: Unfilled, device: torch.device) -> HardwareError:
+        need = self.num_bytes(part.module)  # what is packed already counts little
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else look().ram_free_bytes
+        where, fix = (
+            ("GPU memory", "quantize_via=cpu") if device.type == "cuda" else ("RAM", "quantize_via=auto on a GPU")
+        )
+        message = f"{where} ran out while the {part.name} was packed: about {need / 1e9:.1f} GB in {self.kind}"
+        fix += ", a base_model_precision with fewer bytes, or close other programs"
+        return HardwareError(f"{message}, and {free / 1e9:.1f} GB are left", fix=fix)
 
     def packs(self, path: str, inputs: int) -> bool:
         """Whether the linear layer at `path` is one to pack."""

@@ -2,7 +2,7 @@
 
 A rule gets the whole configuration and says nothing, or what is wrong. All rules run; all findings are shown at once.
 Three rules have their place where their matter is read: 8 in data.library, 38 in validation.prompts, and 55 in
-training.drift. 26 is a choice that is not offered.
+training.drift. 26 is a choice that is not offered, and of 23 nothing is left: int8-bnb compiles as all kinds do.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from simpletuner.rules import (
     routing,
     saving,
     sizes,
+    speed,
     validation,
 )
 from simpletuner.rules.findings import Rule, listed
@@ -56,7 +57,6 @@ RULES: Table = {
     17: (adapter.targets_exist,),
     18: (offload.one_offload,),
     19: (offload.swap_alone,),
-    23: (precision.int8_bnb_runs_plain,),
     24: (precision.pipeline_can_quantise,),
     25: (attention.sage_is_for_validation,),
     27: (attention.masked_layers_use_sdpa,),
@@ -102,6 +102,10 @@ HARDWARE_RULES: Table = {
 }
 # Of our own: what the contract says elsewhere, or implies.
 FURTHER_RULES: tuple[Rule, ...] = (
+    attention.deterministic_kernels_repeat,
+    speed.modules_run_as_they_are,
+    speed.products_are_joined,
+    speed.blocks_are_compiled_alone,
     precision.base_matches_computation,
     precision.updates_are_kept,
     optimizer.clips_once,

@@ -8,6 +8,7 @@ from simpletuner.kernels.packages import SAGE as SAGE_PACKAGE
 from simpletuner.models.flux.options import FluxOptions
 from simpletuner.rules.findings import error, notice
 from simpletuner.rules.packages import installed
+from simpletuner.rules.speed import whole_modules
 from simpletuner.training.options import SAGE, Speed, Training
 
 KERNEL, MASKS = "attention_mechanism", "flux_attention_masked_training"
@@ -17,7 +18,7 @@ WITHOUT_MASKS = ("cudnn", "flash-attn-2", "flash-attn-3", *SAGE)
 
 def sage_is_for_validation(config: Config) -> Problem | None:
     kernel = config[Speed].attention_mechanism
-    if kernel not in SAGE:
+    if kernel not in SAGE or whole_modules(config):
         return None
     if installed(SAGE_PACKAGE.module):
         return notice(f"{kernel} is used in validation only: it has no gradient, and training uses SDPA", KERNEL)

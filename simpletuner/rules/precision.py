@@ -16,8 +16,6 @@ BASE = "base_model_precision"
 BF16_ONLY = {"adamw_bf16"}
 COMPENSATES = "optimi-"  # beginning of those that keep beside bf16 weights what rounding cuts off
 FP16_BASE = (BASE, "fp16")  # frozen weights in fp16 do not touch the optimizer
-RUNS_PLAIN = "int8-bnb"  # its kernels cannot be compiled
-NOT_COMPILING = ("auto", "no")
 
 
 def trained_weights_are_unquantised(config: Config) -> Problem | None:
@@ -25,14 +23,6 @@ def trained_weights_are_unquantised(config: Config) -> Problem | None:
     if memory.quantised and not KINDS[kind].base_stays:
         message = f"model_type={kind} trains the base itself, and {memory.base_model_precision} cannot be trained"
         return error(message, "model_type", BASE, fix=f"model_type=lora, or {BASE}=no_change")
-    return None
-
-
-def int8_bnb_runs_plain(config: Config) -> Problem | None:
-    backend = config[Speed].dynamo_backend
-    if config[Memory].base_model_precision == RUNS_PLAIN and backend not in NOT_COMPILING:
-        message = f"dynamo_backend={backend} has no effect: a base in {RUNS_PLAIN} runs uncompiled"
-        return notice(message, BASE, "dynamo_backend", fix=f"{BASE}=int8-quanto compiles")
     return None
 
 

@@ -17,7 +17,8 @@ SAGE = (
     "sageattention-int8-fp16-cuda",
     "sageattention-int8-fp8-cuda",
 )
-COMPILED = When(dynamo_backend=("auto", "inductor", "eager", "aot_eager", "cudagraphs"))
+OPTIMISED = When(dynamo_backend=("auto", "inductor"))
+TRACED = When(dynamo_backend=("auto", "inductor", "eager", "aot_eager"))
 SHARDED = When(fsdp_enable=True)
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}  # as on the label of a disk
 
@@ -141,36 +142,36 @@ class Speed(Group, title="Speed"):
     """When Sage is used; it has no gradient, so only where none is needed."""
 
     fuse_qkv_projections: Annotated[bool, Expert] = False
-    """Joins the q, k and v products of the frozen base; a little faster, and files keep the separate names."""
+    """Joins the q, k and v products of the frozen base, a little faster; always so, and files keep the names."""
 
     dynamo_backend: Annotated[
         Literal["auto", "no", "inductor", "eager", "aot_eager", "cudagraphs"],
         Meaning(
             {
-                "auto": "inductor on CUDA once it is ready, elsewhere no",
+                "auto": "on CUDA inductor and recorded steps after a first plain step, elsewhere no",
                 "no": "runs the model as written",
                 "inductor": "compiles to fast kernels, the usual choice",
                 "eager": "traces only, to find graph breaks",
                 "aot_eager": "traces the backward pass as well",
-                "cudagraphs": "records kernels and replays them",
+                "cudagraphs": "records whole steps and replays them, uncompiled",
             }
         ),
     ] = "auto"
     """Compiles the model: faster steps, for minutes at the start."""
 
     dynamo_mode: Annotated[
-        Literal["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"], Expert, COMPILED
+        Literal["", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"], Expert, OPTIMISED
     ] = ""
     """Effort of the compiler; more takes longer to start and runs a little faster."""
 
-    dynamo_fullgraph: Annotated[bool, Expert, COMPILED] = False
+    dynamo_fullgraph: Annotated[bool, Expert, TRACED] = False
     """Makes a break in the graph an error instead of a slow spot."""
 
-    dynamo_dynamic: Annotated[bool, Expert, COMPILED] = False
+    dynamo_dynamic: Annotated[bool, Expert, TRACED] = False
     """One graph for all sizes: fewer compilations, slower code."""
 
-    dynamo_use_regional_compilation: Annotated[bool, Expert, COMPILED] = True
-    """Compiles one block and uses it for all alike; starts many times sooner."""
+    dynamo_use_regional_compilation: Annotated[bool, Expert, TRACED] = True
+    """Compiles one block and uses it for all alike, which starts many times sooner; always so."""
 
     disable_tf32: Annotated[bool, Expert] = False
     """Exact fp32 matrix products on NVIDIA cards; slower, with no visible gain."""

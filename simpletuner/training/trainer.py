@@ -103,9 +103,11 @@ class Trainer:
         self.device, self.scaler = precision.device, precision.scaler
         self.gradients = Gradients(list(trainable.values()), gradient_precision == "fp32", optimizer)
         self.nonfinite = NonFinite(options.nonfinite_action)
-        self.backward: Any = pace(self._backward, self.error) if pace else self._backward
-        self.rest: Callable[[], None] = self.backward.rest if pace else _nothing  # gives memory back for a while
+        faster = pace(self._backward, self.error) if pace else None
+        self.backward: Callable[[Mapping[str, Tensor], float], Tensor] = faster or self._backward
+        self.rest: Callable[[], None] = faster.rest if faster else _nothing  # gives memory back for a while
         self.account = Account(events, metrics, self.nonfinite, total_steps)
+        self.last_end = 0.0  # time.monotonic() when the device was last known to have ended a step
         self.rate_factor = 1.0  # halved by going back; part of the run's state
         self.pending: Window | None = None  # an update whose numbers the host has not read yet
         # Some optimizers drop a bad update on the device: then the numbers are read one step later, and nobody waits.
@@ -289,7 +291,8 @@ class Trainer:
 
     def _reckon(self, window: Window) -> bool:
         """Reads the numbers of what is past. False if the run went back to a checkpoint."""
-        if window.batches and self.lagging and self.progress.step < self.total_steps:
+        first = not self.account.durations  # told at once: compiling comes next, and may take longer than a user waits
+        if window.batches and self.lagging and not first and self.progress.step < self.total_steps:
             before, self.pending = self.pending, window
             return before is None or self._read(before)
         settled = self._settle()
@@ -303,7 +306,10 @@ class Trainer:
     def _read(self, window: Window) -> bool:
         assert window.numbers is not None
         if window.ready:
-            window.ready.synchronize()  # done long ago, unless the run is about to save or to end
+            window.ready.synchronize()
+            # The host runs ahead of the device: a step takes from the end of the one before, not from its launch.
+            now = time.monotonic()
+            window.seconds, self.last_end = now - max(window.begun, self.last_end), now
         norm, largest, *losses = window.numbers.tolist()
         back = False
         if all(map(math.isfinite, (norm, *losses))):

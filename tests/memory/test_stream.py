@@ -128,15 +128,15 @@ def test_slots_keep_their_addresses():
 
 def test_copies_into_other_slots_do_not_disturb_a_block_in_its_backward_pass():
     """A reader's thread may copy at any time."""
-    blocks = model(doubles=0, singles=4)
+    blocks = model(doubles=4, singles=0)
     residency, _ = streamed(blocks, depth=2)
-    (x, _, table) = inputs()
-    (y,) = blocks[0].function(residency.fetch(blocks[0]), blocks[0].factors(), x, table, None)
+    image, text, table = (tensor.requires_grad_() for tensor in inputs())
+    y, z = blocks[0].function(residency.fetch(blocks[0]), blocks[0].factors(), image, text, table, None)
     for slot in residency.ring.slots:
         if not slot.in_use:
             slot.memory.fill_(1)
-    y.sum().backward()
-    assert all(leaf.grad.any() for leaf in trained(blocks[:1]))
+    (y.sum() + z.sum()).backward()
+    assert text.grad.any() and all(leaf.grad.any() for leaf in trained(blocks[:1]))
 
 
 def test_weights_move_into_one_arena_and_nowhere_else():

@@ -15,7 +15,7 @@ from quantization.conftest import CPU, KEEP
 from quantization.kinds import EVERY, missing
 from torch import nn
 
-from simpletuner.errors import DiskError
+from simpletuner.errors import DiskError, HardwareError
 from simpletuner.modules import unfilled
 from simpletuner.quantization import packer as packing
 from simpletuner.quantization import shelf, store
@@ -94,6 +94,34 @@ def test_each_tensor_and_each_packed_layer_goes_to_its_own_place(start, part, tm
 def test_the_precision_of_what_stays_is_that_of_the_base(loaded):
     module, _ = loaded(KIND, torch.bfloat16)
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=repr,
+)
+def test_too_little_memory_is_told_with_need_and_advice(error, loaded, monkeypatch):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(packing, "quantise", full)
+    with pytest.raises(HardwareError, match="RAM ran out while the transformer was packed: about 0.0 GB") as raised:
+        loaded(KIND)
+    assert raised.value.exit_code == 5 and "fewer bytes" in raised.value.problems[0].fix
+
+
+def test_another_error_is_not_taken_for_too_little_memory(loaded, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(packing, "quantise", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        loaded(KIND)
 
 
 # ---- kept for the next start

@@ -1,7 +1,7 @@
 import sys
 
 import pytest
-from rules.cases import Case, speaks_only_when_broken
+from rules.cases import OUR_OWN, Case, speaks_only_when_broken
 
 from simpletuner.rules import attention
 from simpletuner.training.options import SAGE
@@ -14,6 +14,10 @@ CASES = [
          {KERNEL: "flex"}, "notice"),
     Case(27, attention.masked_layers_use_sdpa, {KERNEL: "cudnn", MASKS: True}, "cudnn", (KERNEL, MASKS), {MASKS: False},
          "notice"),
+    Case(OUR_OWN, attention.deterministic_kernels_repeat, {KERNEL: "cudnn", "deterministic": True},
+         "cudnn does not repeat", (KERNEL, "deterministic"), {KERNEL: "flash-attn-2"}),
+    Case(OUR_OWN, attention.deterministic_kernels_repeat, {KERNEL: "xformers", "deterministic": True}, "xformers",
+         (KERNEL, "deterministic"), {"deterministic": False}),
 ]  # fmt: skip
 
 

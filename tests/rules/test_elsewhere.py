@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from simpletuner import rules
 from simpletuner.check import read_datasets, read_prompts
 from simpletuner.config import load
 from simpletuner.data.library import open_library
@@ -13,7 +14,7 @@ from simpletuner.errors import DataError
 from simpletuner.events import EventLog
 from simpletuner.training import drift
 
-NUMBERS = {8, 26, 38, 55}
+NUMBERS = {8, 23, 26, 38, 55}
 LIBRARY = "user_prompt_library"
 
 
@@ -38,6 +39,11 @@ def test_8_a_dataset_holds_one_update(config, tmp_path, repeats, fits):
     (problem,) = stopped.value.problems
     said = "\n".join(problem.details)
     assert problem.exit_code == 3 and 'set "repeats": 2' in said and "train_batch_size 4" in said
+
+
+def test_23_int8_bnb_is_compiled_as_all_kinds_are(config):
+    compiled = config({"base_model_precision": "int8-bnb", "dynamo_backend": "inductor"})
+    assert not [p for p in rules.check(compiled) if "dynamo_backend" in p.keys]
 
 
 def test_26_sage_has_no_gradient(config):

@@ -56,6 +56,8 @@ def test_an_offloaded_run_is_the_plain_run(given, expected, tmp_path, model, pic
     same_run(tmp_path, expected)
     moved = "blocks_to_swap" in given or "enable_group_offload" in given
     assert len(made) == moved and all(streamed.copies for streamed in made)
+    for streamed in made:  # each block and its modulation
+        assert len(streamed.blocks) == 2 * len({block.index for block in streamed.blocks})
 
 
 def test_full_training_parks_its_activations_too(tmp_path, model, pictures):

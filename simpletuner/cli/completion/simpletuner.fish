@@ -451,7 +451,14 @@ complete -c simpletuner -n __simpletuner_takes_options -l vae_enable_tiling -d '
 complete -c simpletuner -n __simpletuner_takes_options -l vae_enable_slicing -d 'Encodes and decodes one image at a time; less memory, slower'
 complete -c simpletuner -n __simpletuner_takes_options -l keep_vae_loaded -d 'Leaves the VAE on the GPU; faster validation, more memory'
 complete -c simpletuner -n __simpletuner_takes_options -l mixed_precision -x -a 'bf16 fp16 no' -d 'Precision of the computation; "no" is fp32, which is slow on a GPU, not better, and the fastest on most CPUs'
-complete -c simpletuner -n __simpletuner_takes_options -l dynamo_backend -x -a 'auto no' -d 'Compiles the model: faster steps, for minutes at the start'
+complete -c simpletuner -n __simpletuner_takes_options -l attention_mechanism -x -a 'diffusers cudnn flash-attn-2 flash-attn-3 flex xformers sageattention sageattention-int8-fp16-triton sageattention-int8-fp16-cuda sageattention-int8-fp8-cuda' -d 'Attention kernel; some are faster on some cards, and most need a package'
+complete -c simpletuner -n __simpletuner_takes_options -l sageattention_usage -x -a 'inference' -d 'When Sage is used; it has no gradient, so only where none is needed'
+complete -c simpletuner -n __simpletuner_takes_options -l fuse_qkv_projections -d 'Joins the q, k and v products of the frozen base, a little faster; always so, and files keep the names'
+complete -c simpletuner -n __simpletuner_takes_options -l dynamo_backend -x -a 'auto no inductor eager aot_eager cudagraphs' -d 'Compiles the model: faster steps, for minutes at the start'
+complete -c simpletuner -n __simpletuner_takes_options -l dynamo_mode -x -a 'default reduce-overhead max-autotune max-autotune-no-cudagraphs' -d 'Effort of the compiler; more takes longer to start and runs a little faster'
+complete -c simpletuner -n __simpletuner_takes_options -l dynamo_fullgraph -d 'Makes a break in the graph an error instead of a slow spot'
+complete -c simpletuner -n __simpletuner_takes_options -l dynamo_dynamic -d 'One graph for all sizes: fewer compilations, slower code'
+complete -c simpletuner -n __simpletuner_takes_options -l dynamo_use_regional_compilation -d 'Compiles one block and uses it for all alike, which starts many times sooner; always so'
 complete -c simpletuner -n __simpletuner_takes_options -l disable_tf32 -d 'Exact fp32 matrix products on NVIDIA cards; slower, with no visible gain'
 complete -c simpletuner -n __simpletuner_takes_options -l torch_num_threads -x -d 'CPU threads of PyTorch; unset means 8 or the number of cores if that is less, and more rarely help'
 complete -c simpletuner -n __simpletuner_takes_options -l validation_disable -d 'Makes no validation images at all: not at start, not at intervals, not at the end, and none of the base model'
@@ -512,6 +519,10 @@ complete -c simpletuner -n __simpletuner_switches_off -l no-offload_during_save
 complete -c simpletuner -n __simpletuner_switches_off -l no-vae_enable_tiling
 complete -c simpletuner -n __simpletuner_switches_off -l no-vae_enable_slicing
 complete -c simpletuner -n __simpletuner_switches_off -l no-keep_vae_loaded
+complete -c simpletuner -n __simpletuner_switches_off -l no-fuse_qkv_projections
+complete -c simpletuner -n __simpletuner_switches_off -l no-dynamo_fullgraph
+complete -c simpletuner -n __simpletuner_switches_off -l no-dynamo_dynamic
+complete -c simpletuner -n __simpletuner_switches_off -l no-dynamo_use_regional_compilation
 complete -c simpletuner -n __simpletuner_switches_off -l no-disable_tf32
 complete -c simpletuner -n __simpletuner_switches_off -l no-validation_disable
 complete -c simpletuner -n __simpletuner_switches_off -l no-validation_on_startup
@@ -637,8 +648,22 @@ function __simpletuner_values
             printf '%s\n' true false
         case mixed_precision
             printf '%s\n' bf16 fp16 no
+        case attention_mechanism
+            printf '%s\n' diffusers cudnn flash-attn-2 flash-attn-3 flex xformers sageattention sageattention-int8-fp16-triton sageattention-int8-fp16-cuda sageattention-int8-fp8-cuda
+        case sageattention_usage
+            printf '%s\n' inference
+        case fuse_qkv_projections
+            printf '%s\n' true false
         case dynamo_backend
-            printf '%s\n' auto no
+            printf '%s\n' auto no inductor eager aot_eager cudagraphs
+        case dynamo_mode
+            printf '%s\n' default reduce-overhead max-autotune max-autotune-no-cudagraphs
+        case dynamo_fullgraph
+            printf '%s\n' true false
+        case dynamo_dynamic
+            printf '%s\n' true false
+        case dynamo_use_regional_compilation
+            printf '%s\n' true false
         case disable_tf32
             printf '%s\n' true false
         case validation_disable
@@ -788,7 +813,14 @@ function __simpletuner_keys
     printf '%s\t%s\n' vae_enable_slicing= 'Encodes and decodes one image at a time; less memory, slower'
     printf '%s\t%s\n' keep_vae_loaded= 'Leaves the VAE on the GPU; faster validation, more memory'
     printf '%s\t%s\n' mixed_precision= 'Precision of the computation; "no" is fp32, which is slow on a GPU, not better, and the fastest on most CPUs'
+    printf '%s\t%s\n' attention_mechanism= 'Attention kernel; some are faster on some cards, and most need a package'
+    printf '%s\t%s\n' sageattention_usage= 'When Sage is used; it has no gradient, so only where none is needed'
+    printf '%s\t%s\n' fuse_qkv_projections= 'Joins the q, k and v products of the frozen base, a little faster; always so, and files keep the names'
     printf '%s\t%s\n' dynamo_backend= 'Compiles the model: faster steps, for minutes at the start'
+    printf '%s\t%s\n' dynamo_mode= 'Effort of the compiler; more takes longer to start and runs a little faster'
+    printf '%s\t%s\n' dynamo_fullgraph= 'Makes a break in the graph an error instead of a slow spot'
+    printf '%s\t%s\n' dynamo_dynamic= 'One graph for all sizes: fewer compilations, slower code'
+    printf '%s\t%s\n' dynamo_use_regional_compilation= 'Compiles one block and uses it for all alike, which starts many times sooner; always so'
     printf '%s\t%s\n' disable_tf32= 'Exact fp32 matrix products on NVIDIA cards; slower, with no visible gain'
     printf '%s\t%s\n' torch_num_threads= 'CPU threads of PyTorch; unset means 8 or the number of cores if that is less, and more rarely help'
     printf '%s\t%s\n' validation_disable= 'Makes no validation images at all: not at start, not at intervals, not at the end, and none of the base model'

@@ -6,6 +6,7 @@ Packing, position ids, guidance and the scale of time are private here; outside 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -342,7 +343,8 @@ class Flux:
         )[0]
         return unpack(tokens, height, width)
 
-    def sampler(self, denoiser: Any) -> FluxEuler:
+    def sampler(self, denoiser: Any, within: Callable[[], AbstractContextManager[None]] = nullcontext) -> FluxEuler:
+        """within: what surrounds the making of each picture's latents."""
         from simpletuner.models.flux.sampling import FluxEuler
 
-        return FluxEuler(self, denoiser)
+        return FluxEuler(self, denoiser, within)

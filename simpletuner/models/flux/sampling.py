@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +26,8 @@ def sigmas(steps: int, tokens: int, scheduler: Mapping[str, Any], curve: ShiftCu
 class FluxEuler:
     """Makes latents and pictures. Adds no weights, and leaves the denoiser in the mode in which it found it."""
 
-    def __init__(self, family: Flux, denoiser: Any):
-        self.family, self.denoiser = family, denoiser
+    def __init__(self, family: Flux, denoiser: Any, within: Callable[[], AbstractContextManager[None]]):
+        self.family, self.denoiser, self.within = family, denoiser, within
         self.scheduler, self.curve = family.weights.config("scheduler"), family.shift_curve()
 
     @torch.no_grad()
@@ -36,7 +37,8 @@ class FluxEuler:
         training = [module for module in self.denoiser.modules() if module.training]
         self.denoiser.eval()
         try:
-            return self._integrate(request)
+            with self.within():
+                return self._integrate(request)
         finally:
             for module in training:
                 module.training = True
