@@ -59,7 +59,7 @@ def write_transformer(folder: Path, device: str) -> None:
         value = torch.randn(tensor.shape, generator=generator, device=device) * spread
         if name.endswith(("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight")):
             value += 1
-        shards[-1][name] = value.to("cpu", torch.bfloat16)
+        shards[-1][name] = value.bfloat16().cpu()
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"diffusion_pytorch_model-{number:05d}-of-{len(shards):05d}.safetensors"

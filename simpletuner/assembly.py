@@ -17,6 +17,7 @@ from simpletuner.adapters import options as adapter_options
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.config import Config
 from simpletuner.data.cache import TensorCache
+from simpletuner.data.fill import Encoders, Images
 from simpletuner.data.keys import text_key
 from simpletuner.memory.options import Memory, Offload
 from simpletuner.models import FamilyRecord, families
@@ -125,6 +126,35 @@ def latent_shape(family: Any) -> Callable[[Size], tuple[int, int, int, int]]:
 def embedding(texts: TensorCache) -> Callable[[str], Mapping[str, Tensor]]:
     """The cached embeddings of one text, with a batch axis of 1."""
     return lambda text: {name: value[None] for name, value in texts.read(text_key(text, texts.encoder)).items()}
+
+
+def text_encoders(config: Config, family: Any, device: torch.device) -> Encoders:
+    """Where the options have them; on the CPU if memory runs out there."""
+    cpu = torch.device("cpu")
+    spare = Encoders(functools.partial(family.load_text_encoders, cpu), family.encode_text)
+    return Encoders(
+        functools.partial(residence.encoders, config, family.load_text_encoders, device),
+        residence.encode(config, device, family.encode_text),
+        spare=None if device == cpu else spare,
+    )
+
+
+def images(config: Config, family: Any, device: torch.device) -> Images:
+    """What encodes images; in tiles if memory runs out without."""
+
+    def encoding(tiling: bool, spare: Images | None = None) -> Images:
+        load = functools.partial(family.load_vae, tiling=tiling)
+        return Images(
+            functools.partial(residence.vae, config, load, device),
+            residence.encode(config, device, family.encode_images),
+            family.vae_fingerprint(tiling),
+            family.latent_channels,
+            family.latent_factor,
+            spare,
+            family.vae_tile,
+        )
+
+    return encoding(False, None if family.tiling else encoding(True))
 
 
 def vae_loader(config: Config, family: Any, device: torch.device) -> Callable[[], nn.Module]:

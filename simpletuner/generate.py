@@ -21,7 +21,7 @@ from simpletuner.adapters.lora_file import LoraFile
 from simpletuner.adapters.weights import Tensors
 from simpletuner.config import Config
 from simpletuner.data.cache import BadItem, TensorCache
-from simpletuner.data.fill import fill_text, free
+from simpletuner.data.fill import fill_text
 from simpletuner.data.keys import item_path, text_key
 from simpletuner.data.stores.memory import MemoryStore
 from simpletuner.errors import HardwareError, raise_errors
@@ -150,8 +150,7 @@ def _encoded(
     fill_text(
         texts,
         needed,
-        lambda: family.load_text_encoders(device),
-        family.encode_text,
+        assembly.text_encoders(config, family, device),
         batch_size=1,  # as a run does unless told otherwise
         events=events,
         dataset="",

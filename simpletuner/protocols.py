@@ -104,10 +104,14 @@ class ModelFamily(Protocol):
     alignment: int  # image edges are multiples of it, in pixels
     latent_factor: int  # pixels per latent cell along an edge
     latent_channels: int
+    tiling: bool  # whether the options have the VAE work in tiles
+    vae_tile: int  # edge of a tile, in pixels
 
-    def vae_fingerprint(self) -> str: ...  # sha256 hex over weights, config and precision: names the latent cache
+    def vae_fingerprint(
+        self, tiling: bool = False
+    ) -> str: ...  # sha256 hex over weights, config, precision and tiling, asked for here or there: names the latents
     def text_fingerprint(self) -> str: ...  # the same over encoders, tokenizers and length
-    def load_vae(self, device: Any) -> nn.Module: ...
+    def load_vae(self, device: Any, tiling: bool = False) -> nn.Module: ...
     def load_text_encoders(self, device: Any) -> Mapping[str, Any]: ...
     def load_denoiser(self, device: Any) -> nn.Module: ...
     def encode_images(

@@ -25,7 +25,8 @@ from simpletuner.adapters.kinds import KINDS
 from simpletuner.config import Config
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.datasets import Datasets
-from simpletuner.data.fill import Images, Latents, fill_latents, fill_text, free
+from simpletuner.data.fill import Latents, fill_latents, fill_text
+from simpletuner.data.ladder import free
 from simpletuner.data.library import Library, open_library
 from simpletuner.data.loader import Loader
 from simpletuner.data.options import Data
@@ -170,8 +171,7 @@ class Run:
         fill_text(
             cache,
             needs.texts(self.config, library, self.prompts),
-            lambda: residence.encoders(self.config, self.family.load_text_encoders, self.device),
-            residence.encode(self.config, self.device, self.family.encode_text),
+            assembly.text_encoders(self.config, self.family, self.device),
             batch_size=self.datasets.text.entry.text_encoder_batch_size,
             events=self.events,
         )
@@ -184,14 +184,7 @@ class Run:
         return cache
 
     def encode_images(self, library: Library) -> dict[str, Latents]:
-        family = self.family
-        images = Images(
-            lambda: residence.vae(self.config, family.load_vae, self.device),
-            residence.encode(self.config, self.device, family.encode_images),
-            family.vae_fingerprint(),
-            family.latent_channels,
-            family.latent_factor,
-        )
+        images = assembly.images(self.config, self.family, self.device)
         return fill_latents(library, images, events=self.events)
 
     def attach_adapter(self, denoiser: nn.Module) -> Adapter:

@@ -62,6 +62,11 @@ def packed(kind: str, num_rows: int, num_columns: int, seed: int = 0) -> Any:
     return MAKERS[kind](num_rows, num_columns, seed)
 
 
+def shrunk(weight: Any, factor: float) -> Any:
+    """The same weight with all its numbers times `factor`: those that come in fp32 are scales and shifts."""
+    return tree_map_only(Tensor, lambda tensor: tensor * factor if tensor.dtype == torch.float32 else tensor, weight)
+
+
 def on_card(weight: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.cuda(), weight)
 

@@ -14,6 +14,7 @@ from simpletuner.check import check, on_machine, with_seed
 from simpletuner.cli import plan, problems, sources
 from simpletuner.config import OPTIONS, command_line
 from simpletuner.errors import HardwareError, Problem, raise_errors
+from simpletuner.memory.options import Memory
 from simpletuner.models import families
 from simpletuner.surfaces import help_text
 from simpletuner.training.lock import Lock
@@ -23,6 +24,8 @@ BUILT_IN = (
     'No configuration in this folder: running the built-in example "nano" (about two minutes, no GPU, no network). '
     "Your own: simpletuner configure"
 )
+MORE_RAM = "close other programs, or train on a machine with more RAM"
+STREAMED = ("auto", "accelerator")  # ways of quantising that leave RAM alone
 
 
 class TrainCommand(click.Command):
@@ -84,7 +87,10 @@ def command(asked: sources.Asked, as_json: bool, resume: str | None, dry_run: bo
     checked.config.write(resolved)
     code = launch.run(launch.command(resolved, json_events=as_json), training.stop_timeout, exports)
     if code == -signal.SIGKILL:
-        raise HardwareError(launch.KILLED, fix="close other programs, or train on a machine with more RAM")
+        memory = checked.config[Memory]
+        packs_in_ram = memory.quantised and memory.quantize_via not in STREAMED
+        advice = f"quantize_via={' or '.join(STREAMED)}, else base_model_precision=bf16; or {MORE_RAM}"
+        raise HardwareError(launch.KILLED, fix=advice if packs_in_ram else MORE_RAM)
     sys.exit(code)
 
 

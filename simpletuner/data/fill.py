@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import time
 from collections import deque
@@ -10,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simpletuner.data.ahead import ahead, threads
 from simpletuner.data.cache import TensorCache
-from simpletuner.data.keys import HEADER_BYTES, latent_key, text_key
+from simpletuner.data.keys import ENCODER_LETTERS, HEADER_BYTES, TILED, latent_key, text_key, tiled_instead
+from simpletuner.data.ladder import Batches, Full, free, loaded, told
 from simpletuner.data.library import Library, Shelf, placed_as
 from simpletuner.data.pictures import BROKEN_PROFILE, BYTES_PER_PIXEL, FIRST_FRAME, Rejected, prepare
 from simpletuner.data.scan import LeftOut, Placed
@@ -29,18 +29,14 @@ DECODE_BYTES = 1 << 30  # images being decoded may hold this much together
 SPARE = 1.1  # of the needed disk space
 WRITES_AHEAD = 32
 SECONDS_BETWEEN_REPORTS = 0.5
-Item = TypeVar("Item")
+TEXT, IMAGES = "text cache", "image cache"  # as events call them
+TEXT_ADVICE = "text_encoder_2_precision=int8-quanto takes half of it, offload_during_startup=true; or close programs"
+TILED_MEANS = b"Memory ran out without tiling. Delete this file to try again without, or set vae_enable_tiling=true."
+IMAGE_ADVICE = "offload_during_startup=true, a lower resolution; or close other programs"
 NOTES = {
     BROKEN_PROFILE: "have a broken colour profile, which is ignored",
     FIRST_FRAME: "are animated; the first frame is used",
 }
-
-
-def free() -> None:
-    """Gives back what the caller no longer refers to, on the accelerator as well."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 class Meter:
@@ -81,34 +77,12 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
+        goes_on = kind is None or kind is Full  # then what was handed over counts as made
+        self._pool.shutdown(wait=True, cancel_futures=not goes_on)
+        if goes_on:
             for future in self._waiting:
                 future.result()
         self.cache.store.sync()
-
-
-class Batches(Generic[Item]):
-    """Runs `encode` over parts of at most `size` items; the size is halved for good when memory runs out."""
-
-    def __init__(self, size: int, encode: Callable[[Sequence[Item]], list[Any]], advice: str, events: EventLog):
-        self.size, self.encode, self.advice, self.events = size, encode, advice, events
-
-    def run(self, items: Sequence[Item]) -> list[Any]:
-        """One result per item, in order. HardwareError (exit 5) if even one item does not fit."""
-        results: list[Any] = []
-        while len(results) < len(items):
-            part = items[len(results) : len(results) + self.size]
-            try:
-                results += self.encode(part)
-                continue
-            except torch.OutOfMemoryError as error:
-                if len(part) == 1:
-                    raise HardwareError("memory ran out while encoding a single item", fix=self.advice) from error
-                self.size = len(part) // 2
-            self.events.emit("memory.retry", "warning", phase="encode", action=f"batch size {self.size}")
-            free()
-        return results
 
 
 def check_space(cache: TensorCache, needed: int) -> None:
@@ -122,11 +96,19 @@ def check_space(cache: TensorCache, needed: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Encoders:
+    """Text encoders in one place: how they are loaded and used, and what to take instead if memory runs out there."""
+
+    load: Callable[[], Any]
+    encode: Callable[[Any, Sequence[str]], Mapping[str, Tensor]]  # loaded encoders, captions -> with a batch axis
+    spare: Encoders | None = None  # on the CPU
+
+
 def fill_text(
     cache: TensorCache,
     captions: Iterable[str],
-    load_encoders: Callable[[], Any],
-    encode: Callable[[Any, Sequence[str]], Mapping[str, Tensor]],
+    encoders: Encoders,
     *,
     batch_size: int,
     events: EventLog,
@@ -134,38 +116,56 @@ def fill_text(
 ) -> int:
     """Encodes the captions that the cache lacks; returns how many. Loads the encoders only then, and frees them.
 
-    `encode(encoders, captions)` gives tensors with a batch axis; floats are stored as bf16, masks as bytes.
+    Floats are stored as bf16, masks as bytes. HardwareError (exit 5) if memory is too small in each place; the place is
+    not part of a key, so what one has made stays when the next goes on.
     """
     by_key = {text_key(caption, cache.encoder): caption for caption in captions}
     cache.store.clear_leftovers()
     missing = cache.missing(by_key)
     meter = Meter(events, dataset, "text", len(by_key), len(by_key) - len(missing))
-    if not missing:
-        return 0
     wanted = {key: by_key[key] for key in missing}
-    _encode_texts(cache, wanted, load_encoders(), encode, batch_size, meter)
-    free()
+    while wanted and not _encode_texts(cache, wanted, encoders, batch_size, meter):
+        if encoders.spare is None:
+            raise HardwareError(f"memory ran out in the {TEXT}, one caption at a time", fix=TEXT_ADVICE)
+        told(events, TEXT, "text encoders on the CPU, which takes longer")
+        encoders = encoders.spare
+        wanted = {key: by_key[key] for key in cache.missing(wanted)}
     return len(missing)
 
 
 def _encode_texts(
+    cache: TensorCache, wanted: Mapping[str, str], encoders: Encoders, batch_size: int, meter: Meter
+) -> bool:
+    """Writes the embeddings of `wanted` (key -> caption). False if memory ran out; what was made by then stays.
+
+    Nothing of the encoders is referred to after it returns.
+    """
+    try:
+        held = loaded(encoders.load)
+        _write_texts(cache, wanted, lambda captions: encoders.encode(held, captions), batch_size, meter)
+    except Full:
+        return False
+    finally:
+        held = None
+        free()
+    return True
+
+
+def _write_texts(
     cache: TensorCache,
     wanted: Mapping[str, str],
-    encoders: Any,
-    encode: Callable[[Any, Sequence[str]], Mapping[str, Tensor]],
+    encode: Callable[[Sequence[str]], Mapping[str, Tensor]],
     batch_size: int,
     meter: Meter,
 ) -> None:
-    """Writes the embeddings of `wanted` (key -> caption). Nothing of the encoders is referred to after it returns."""
-
     def rows(part: Sequence[str]) -> list[dict[str, Tensor]]:
         with torch.no_grad():
-            encoded = encode(encoders, [wanted[key] for key in part])
+            encoded = encode([wanted[key] for key in part])
         tensors = {name: _stored(value) for name, value in encoded.items()}
         return [{name: value[i] for name, value in tensors.items()} for i in range(len(part))]
 
     keys = list(wanted)
-    batches = Batches(batch_size, rows, "free memory, or encode on another device", meter.events)
+    batches = Batches(batch_size, rows, TEXT, meter.events)
     with Writer(cache) as writer:
         for start in range(0, len(keys), batch_size):
             part = keys[start : start + batch_size]
@@ -198,7 +198,10 @@ class Latents:
 
 
 class Images:
-    """Encodes images for one run: loads the VAE when the first latent is missing, and knows the latent's shape."""
+    """Encodes images for one run: loads the VAE when the first latent is missing, and knows the latent's shape.
+
+    spare: the same in tiles, with a fingerprint of its own, for pictures with an edge above `tile` pixels.
+    """
 
     def __init__(
         self,
@@ -207,9 +210,12 @@ class Images:
         fingerprint: str,
         channels: int,
         factor: int,
+        spare: Images | None = None,
+        tile: int = 0,
     ):
         self.load_vae, self.encode, self.fingerprint = load_vae, encode, fingerprint
         self.channels, self.factor = channels, factor
+        self.spare, self.tile = spare, tile
         self.vae: Any = None
         self.most: int | None = None  # images that fit into memory at once, once that is known
 
@@ -256,8 +262,31 @@ class Images:
 def fill_latents(library: Library, images: Images, *, events: EventLog) -> dict[str, Latents]:
     """Encodes the latents that the caches lack; returns the latents of each dataset by its id.
 
-    Images that turn out unusable leave the library and are listed. DataError if a dataset gets too small by that.
+    Images that turn out unusable leave the library and are listed. DataError if a dataset gets too small by that,
+    HardwareError (exit 5) if an image does not fit into memory. If one fits in tiles only, all are made in tiles: a run
+    does not mix the two.
     """
+    if images.spare and any(tiled_instead(shelf.dataset.cache, images.fingerprint) for shelf in library.shelves):
+        message = "latents are made in tiles, since memory ran out without, once"
+        mark = f"{images.fingerprint[:ENCODER_LETTERS]}/{TILED}"
+        events.warn("tiled", message, f"vae_enable_tiling=true says so; delete {mark} in the cache to try without")
+        images = images.spare
+    found = _fill(library, images, events)
+    if found is None:
+        assert images.spare
+        told(events, IMAGES, "tiling, for all images; vae_enable_tiling=true does it from the start")
+        found = _fill(library, images.spare, events)
+        assert found is not None
+        for shelf in library.shelves:
+            store = TensorCache.at(shelf.dataset.cache, images.fingerprint, "vae").store
+            store.write(TILED, TILED_MEANS)
+            store.sync()
+    library.check(events)
+    return found
+
+
+def _fill(library: Library, images: Images, events: EventLog) -> dict[str, Latents] | None:
+    """The same with these `images`; None if one does not fit and their spare ones may do."""
     found: dict[str, Latents] = {}
     try:
         for shelf in library.shelves:
@@ -267,9 +296,15 @@ def fill_latents(library: Library, images: Images, *, events: EventLog) -> dict[
             keys = {s.id: latent_key(s.digest, p, images.fingerprint) for s, p in shelf.items}
             _fill_shelf(shelf, cache, keys, images, events)
             found[shelf.id] = Latents(cache, keys)
+    except Full as full:
+        item: Placed = full.item[0]
+        size = item.placement.bucket
+        if images.spare is None or max(size) <= images.tile:  # a tile would be the whole picture
+            message = f"{item.sample.path}: memory ran out while it was encoded by itself, at {size}"
+            raise HardwareError(message, fix=IMAGE_ADVICE) from None
+        return None
     finally:
         images.close()
-    library.check(events)
     return found
 
 
@@ -284,7 +319,7 @@ def _fill_shelf(shelf: Shelf, cache: TensorCache, keys: Mapping[str, str], image
     check_space(cache, sum(images.num_bytes(item) + HEADER_BYTES for item in jobs))
     entry = shelf.dataset.entry
     size = min(entry.vae_batch_size, images.most or entry.vae_batch_size)
-    batches = Batches(size, images.encoded, "lower the resolution, or free memory", events)
+    batches = Batches(size, images.encoded, IMAGES, events)
     notes: list[str] = []
     ready: list[tuple[Placed, Tensor]] = []
     unusable: list[LeftOut] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from simpletuner.types import Placement
@@ -11,6 +12,7 @@ from simpletuner.types import Placement
 CONVENTION = 1  # raised whenever decoding, resampling or layout changes a value
 HEADER_BYTES = 512  # of an item, about
 ENCODER_LETTERS = 12  # of an encoder's fingerprint: the folder of its items
+TILED = "tiled-instead.txt"  # in the folder of a VAE whose whole pictures did not fit into memory
 
 
 def key_of(**parts: Any) -> str:
@@ -35,3 +37,12 @@ def text_key(caption: str, encoder: str) -> str:
 def item_path(key: str) -> str:
     """Where an item lies below the folder of its encoder: 256 folders, so that none grows too large to list."""
     return f"{key[:2]}/{key}.safetensors"
+
+
+def tiled_instead(root: Path, encoder: str) -> bool:
+    """Whether a run has found that pictures of the cache at `root` fit into memory in tiles only.
+
+    Its latents lie under the key of the VAE with tiling, so no key ever names what it is not. This says which of the
+    two a later start takes: it encodes nothing anew, and a resumed run goes on with the numbers that it began with.
+    """
+    return (root / encoder[:ENCODER_LETTERS] / TILED).exists()

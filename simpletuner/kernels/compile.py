@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,7 +66,8 @@ def prepare(num_shapes: int, memory_budget: float) -> None:
     import torch._dynamo
     import torch._functorch.config
 
+    # The compiler looks at every tensor's `.grad`, and PyTorch warns of that for activations.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     torch._functorch.config.activation_memory_budget = memory_budget
-
     limit = 2 * num_shapes + 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from simpletuner.config import Config
 from simpletuner.data.datasets import Datasets
 from simpletuner.data.inventory import File, Inventory, take
-from simpletuner.data.keys import HEADER_BYTES, latent_key, text_key
+from simpletuner.data.keys import HEADER_BYTES, latent_key, text_key, tiled_instead
 from simpletuner.data.library import Library, Shelf
 from simpletuner.memory.options import Memory
 from simpletuner.models import OnDisk
@@ -104,7 +104,10 @@ def cache_folders(
 ) -> list[Folder]:
     """Every cache folder of the configuration: those of the latents, then that of the embeddings of `texts`."""
     model, output_dir = config[Model], config[Training].output_dir
-    vae = on_disk.vae_fingerprint(PRECISIONS[model.vae_dtype], config[ModelMemory].vae_enable_tiling)
+    dtype = PRECISIONS[model.vae_dtype]
+    vae = on_disk.vae_fingerprint(dtype, config[ModelMemory].vae_enable_tiling)
+    if vae and any(tiled_instead(shelf.dataset.cache, vae) for shelf in library.shelves):
+        vae = on_disk.vae_fingerprint(dtype, True)
     text = on_disk.text_fingerprint(PRECISIONS[config[Speed].mixed_precision], config[Memory].text_kinds)
     parts = _latent_parts(library, vae, shapes)
     found = [Folder("vae", vae, tuple(some), take(root), output_dir) for root, some in parts.items()]

@@ -21,6 +21,7 @@ from simpletuner.protocols import Home
 from simpletuner.quantization import shelf
 from simpletuner.quantization.linear import PackedLinear
 
+HASHING = 4  # files at once: one takes longer to hash than the next to copy
 SHARD_BYTES = 10**9  # what the host holds of the weights while they are written
 
 
@@ -75,10 +76,10 @@ def _described(packed: Any) -> dict[str, Any]:
 
 
 def _write_files(folder: Path, found: Mapping[str, Tensor]) -> dict[str, tuple[int, str]]:
-    """Name -> (bytes, sha256) of each file. One is synced and hashed while the next is copied."""
+    """Name -> (bytes, sha256) of each file. They are synced and hashed while the next ones are copied."""
     shards = list(_shards(found))
     made: dict[str, Future[tuple[int, str]]] = {}
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(HASHING) as pool:
         for number, names in enumerate(shards, 1):
             name = f"weights-{number:05}-of-{len(shards):05}.safetensors"
             shard = {member: found[member].detach().to("cpu").contiguous() for member in names}

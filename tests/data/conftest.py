@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.datasets import Datasets, load
-from simpletuner.data.fill import Images, Latents, fill_latents, fill_text
+from simpletuner.data.fill import Encoders, Images, Latents, fill_latents, fill_text
 from simpletuner.data.library import Library, open_library
 from simpletuner.data.loader import Loader
 from simpletuner.data.options import Data
@@ -98,7 +98,8 @@ class World:
 
     def fill(self, library: Library, encode: Callable | None = None) -> tuple[dict[str, Latents], TensorCache]:
         texts = TensorCache.at(self.datasets.text.cache, "e" * 64, "text")
-        fill_text(texts, library.captions(), self.load_encoders, self.encode_text, batch_size=2, events=self.events)
+        encoders = Encoders(self.load_encoders, self.encode_text)
+        fill_text(texts, library.captions(), encoders, batch_size=2, events=self.events)
         images = Images(self.load_vae, encode or self.encode_images, "f" * 64, channels=4, factor=8)
         return fill_latents(library, images, events=self.events), texts
 

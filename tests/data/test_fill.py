@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from simpletuner.data.cache import TensorCache
-from simpletuner.data.fill import Batches, Writer, check_space, fill_text
+from simpletuner.data.fill import Encoders, Writer, check_space, fill_text
 from simpletuner.data.keys import text_key
-from simpletuner.errors import DataError, DiskError, HardwareError
+from simpletuner.errors import DataError, DiskError
 
 
 def tree_hash(folder: Path) -> str:
@@ -122,30 +122,6 @@ def test_losing_pictures_may_make_a_dataset_too_small(world, pictures):
         world.fill(library)
 
 
-def test_memory_running_out_halves_the_batch_until_it_fits(world, pictures):
-    sizes: list[int] = []
-
-    def encode(vae, pixels, noise):
-        sizes.append(len(pixels))
-        if len(pixels) > 1:
-            raise torch.OutOfMemoryError("no room")
-        return world.encode_images(vae, pixels, noise)
-
-    library = world.open(pictures)
-    latents, _ = world.fill(library, encode)
-    assert sizes[:3] == [3, 1, 1] and len(latents["cats"].keys) == 6 and sizes.count(1) == 6
-    assert [event.data["action"] for event in world.seen if event.type == "memory.retry"][-1] == "batch size 1"
-
-
-def test_memory_running_out_at_one_item_is_a_hardware_error(world):
-    def encode(part):
-        raise torch.OutOfMemoryError("no room")
-
-    with pytest.raises(HardwareError) as found:
-        Batches(8, encode, "buy memory", world.events).run([1, 2])
-    assert found.value.exit_code == 5 and found.value.problems[0].fix == "buy memory"
-
-
 def test_a_latent_that_is_not_finite_is_tried_in_fp32_then_left_out(world, pictures):
     world.vae.to(torch.bfloat16)
     first = []
@@ -175,8 +151,7 @@ def test_an_embedding_that_is_not_finite_is_an_error(world):
         fill_text(
             cache,
             ["a cat"],
-            lambda: None,
-            lambda encoders, captions: {"t5": torch.full((1, 2), float("nan"))},
+            Encoders(lambda: None, lambda encoders, captions: {"t5": torch.full((1, 2), float("nan"))}),
             batch_size=1,
             events=world.events,
         )
@@ -194,7 +169,8 @@ def test_encoders_are_released_after_the_fill(world):
         return encoders
 
     cache = TensorCache.at(world.folder / "t", "e" * 64, "text")
-    fill_text(cache, ["a"], load, lambda e, c: {"t5": e(torch.ones(len(c), 2))}, batch_size=1, events=world.events)
+    encoders = Encoders(load, lambda e, c: {"t5": e(torch.ones(len(c), 2))})
+    fill_text(cache, ["a"], encoders, batch_size=1, events=world.events)
     assert loaded[0]() is None
 
 

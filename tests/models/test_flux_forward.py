@@ -4,58 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from functional_flux import adapted, difference, inputs, outcome
 
-from simpletuner.adapters.lora import Lora
-from simpletuner.adapters.options import Adapter
 from simpletuner.kernels.attention import sdpa
-from simpletuner.models.flux import LORA_TARGETS
 from simpletuner.models.flux.forward import FluxForward
-from simpletuner.models.flux.layout import image_ids, text_ids
-from tests import tiny_flux
-
-BATCH, TEXT, HEIGHT, WIDTH = 2, 5, 8, 12  # latent cells
-
-
-def adapted(target: str, dtype: torch.dtype = torch.float32) -> tuple:
-    """A tiny Flux of 2 + 2 blocks with an adapter whose B is not zero."""
-    denoiser = tiny_flux.transformer(layers=(2, 2)).to(dtype).requires_grad_(False)
-    adapter = Lora(Adapter().model_copy(update={"lora_rank": 4}), LORA_TARGETS[target], seed=1, dtype=dtype)
-    adapter.attach(denoiser)
-    generator = torch.Generator().manual_seed(3)
-    for value in adapter.parameters().values():
-        value.data = (torch.randn(value.shape, generator=generator) * 0.1).to(dtype)
-    return denoiser, adapter
-
-
-def inputs(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    return {
-        "hidden_states": draw(BATCH, HEIGHT * WIDTH // 4, 4 * tiny_flux.CHANNELS),
-        "encoder_hidden_states": draw(BATCH, TEXT, tiny_flux.JOINT),
-        "pooled_projections": draw(BATCH, tiny_flux.POOLED),
-        "timestep": torch.tensor([0.25, 0.8]),
-        "guidance": torch.tensor([1.0, 3.5]),  # each sample its own
-        "img_ids": image_ids(HEIGHT, WIDTH),
-        "txt_ids": text_ids(TEXT),
-    }
-
-
-def outcome(forward, adapter, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    for value in adapter.parameters().values():
-        value.grad = None
-    out = forward(**given, return_dict=False)[0]
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
-    (out * weight).sum().backward()
-    return out.detach(), {name: value.grad.clone() for name, value in adapter.parameters().items()}
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 @pytest.mark.parametrize("target", ["all+ffs", "mmdit", "context+ffs", "ai-toolkit", "all+ffs+embedder"])

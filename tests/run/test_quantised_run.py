@@ -199,3 +199,15 @@ def test_verify_repairs_the_weights(quantised, monkeypatch):
     monkeypatch.setattr("simpletuner.cli.cache._build", lambda checked, only, as_json: build(path))
     assert "1 damaged item was removed" in command(path, "verify", "--repair")
     assert shelf.damaged(folder) == []
+
+
+@pytest.mark.parametrize(("via", "advice"), [("cpu", "quantize_via=auto or accelerator"), ("auto", "close other")])
+def test_a_run_that_the_system_kills_is_told_how_to_pack_without_ram(via, advice, quantised, monkeypatch):
+    from click.testing import CliRunner
+
+    from simpletuner.cli.main import program
+
+    monkeypatch.setattr("simpletuner.launch.run", lambda *_: -signal.SIGKILL)
+    done = CliRunner().invoke(program, ["train", "--config", str(quantised(quantize_via=via))])
+    assert isinstance(done.exception, HardwareError) and done.exception.exit_code == 5, done.exception
+    assert done.exception.problems[0].fix.startswith(advice)

@@ -115,8 +115,12 @@ class Flux:
             config.get("max_shift", plain.max_shift),
         )
 
-    def vae_fingerprint(self) -> str:
-        return self.weights.vae_fingerprint(str(self.vae_dtype), self.tiling)
+    @property
+    def vae_tile(self) -> int:
+        return self.vae_config.get("sample_size", 32)  # as AutoencoderKL has it
+
+    def vae_fingerprint(self, tiling: bool = False) -> str:
+        return self.weights.vae_fingerprint(str(self.vae_dtype), tiling or self.tiling)
 
     def text_fingerprint(self) -> str:
         return self.weights.text_fingerprint(str(self.dtype), [self.kind(part) for part in ENCODERS])
@@ -132,7 +136,8 @@ class Flux:
         """Whether the cache of quantised weights has a part that has a quantiser."""
         return self.quantizers[part].kept(self.weights.fingerprint(part))
 
-    def load_vae(self, device: Any) -> nn.Module:
+    def load_vae(self, device: Any, tiling: bool = False) -> nn.Module:
+        """The VAE, frozen. `tiling` switches it on where the options do not."""
         from diffusers import AutoencoderKL
 
         _quietly()
@@ -144,7 +149,7 @@ class Flux:
             use_safetensors=True,
             local_files_only=True,
         )
-        if self.tiling:
+        if tiling or self.tiling:
             vae.enable_tiling()
         if self.slicing:
             vae.enable_slicing()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from simpletuner.errors import ConfigError, Problem, raise_errors
 from simpletuner.models import Flavour
-from simpletuner.models.digests import combine, digest
+from simpletuner.models.digests import combine, digests
 from simpletuner.models.options import Model
 from simpletuner.models.places import PICKLE, Place
 
@@ -173,8 +173,9 @@ class Weights:
 
     def fingerprint(self, part: str) -> str:
         """Names the content of a part."""
-        digests = (f"{path.name} {digest(path, remember=not self.offline)}" for path in self.named_by(part))
-        return combine(part, *digests)
+        paths = self.named_by(part)
+        names = digests(paths, remember=not self.offline)
+        return combine(part, *(f"{path.name} {name}" for path, name in zip(paths, names, strict=True)))
 
     def vae_fingerprint(self, dtype: str, tiling: bool) -> str:
         return combine("vae/1", self.fingerprint("vae"), dtype, tiling)
