@@ -26,7 +26,7 @@ import torch
 from full_size import write_job, write_small_parts, write_transformer
 
 GIB = 2**30
-WARM = 8  # steps that are not timed: the first runs plain, then the blocks are compiled and the step recorded
+WARM = 6  # steps that are not timed: the first runs plain, then the blocks are compiled and the step recorded
 CHECKPOINT, NONE = {"gradient_checkpointing": True}, {"gradient_checkpointing": False}
 COLUMNS = ("seconds", "reserved_gib", "driver_gib", "steady_gib", "ram_gib", "first_step_s", "loss")
 ROWS: dict[str, tuple[int, dict[str, Any]]] = {

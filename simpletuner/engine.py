@@ -96,7 +96,9 @@ def for_pictures(
     if low_rank is None:
         return nullcontext
     kernel = _attention(config, precision, events)
-    family.functional(denoiser, low_rank, kernel.attention)
+    functional = family.functional(denoiser, low_rank, kernel.attention)
+    where = residence.residency(config, functional, precision.device)
+    functional.runner, functional.prologue = Runner(residency=where), Runner(residency=where)
     return kernel.sampling
 
 

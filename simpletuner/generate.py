@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from simpletuner import assembly, check, engine
+from simpletuner import assembly, check, engine, residence
 from simpletuner.adapters.kinds import Kind
 from simpletuner.adapters.lora import Lora
 from simpletuner.adapters.lora_file import LoraFile
@@ -23,6 +23,7 @@ from simpletuner.config import Config
 from simpletuner.data.cache import BadItem, TensorCache
 from simpletuner.data.fill import fill_text
 from simpletuner.data.keys import item_path, text_key
+from simpletuner.data.ladder import free
 from simpletuner.data.stores.memory import MemoryStore
 from simpletuner.errors import HardwareError, raise_errors
 from simpletuner.events import EventLog
@@ -92,7 +93,7 @@ def generate(
     planned = _planned(config, wanted, count)
     texts = _encoded(config, family, wanted, device, events)
     events.stage("init_load_base_model", "transformer", "started")
-    denoiser = family.load_denoiser(device)
+    denoiser = family.load_denoiser(device, residence.home(config, device))
     adapter = trained.load(config, denoiser)
     sampling = engine.for_pictures(config, family, denoiser, adapter, precision, events)
     events.stage("init_load_base_model", "transformer", "done")

@@ -124,7 +124,11 @@ def fill_text(
     missing = cache.missing(by_key)
     meter = Meter(events, dataset, "text", len(by_key), len(by_key) - len(missing))
     wanted = {key: by_key[key] for key in missing}
-    while wanted and not _encode_texts(cache, wanted, encoders, batch_size, meter):
+    while wanted:
+        done = _encode_texts(cache, wanted, encoders, batch_size, meter)
+        free()
+        if done:
+            break
         if encoders.spare is None:
             raise HardwareError(f"memory ran out in the {TEXT}, one caption at a time", fix=TEXT_ADVICE)
         told(events, TEXT, "text encoders on the CPU, which takes longer")
@@ -145,9 +149,6 @@ def _encode_texts(
         _write_texts(cache, wanted, lambda captions: encoders.encode(held, captions), batch_size, meter)
     except Full:
         return False
-    finally:
-        held = None
-        free()
     return True
 
 

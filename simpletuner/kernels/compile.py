@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,10 @@ class Compiled:
         self.function, self.name, self.strict = function, name, strict
         self.failure = ""
         self.on = False
-        self._fast: Function = torch.compile(function, **settings)
+        # The compiler keeps its graphs by code object. Partials have none of their own, and would share one limit.
+        inner, given = (function.func, function.args) if isinstance(function, partial) else (function, ())
+        self._fast: Function = torch.compile(inner, **settings)
+        self._given = given
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -40,7 +44,7 @@ class Compiled:
         if not self.on:
             return self.function(*arguments)
         try:
-            return self._fast(*arguments)
+            return self._fast(*self._given, *arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler has many of its own, under no common name
@@ -53,8 +57,9 @@ class Compiled:
 
 
 def _first_line(error: Exception) -> str:
-    """Of what it says, if it says anything."""
-    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), "")
+    """Of what it says, if it says anything; with the one after it where that is only an introduction."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300]
 
 
 def prepare(num_shapes: int, memory_budget: float) -> None:

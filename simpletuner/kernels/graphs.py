@@ -51,15 +51,10 @@ class Graphs:
         ):
             return None
         recording = self.recordings[key]
-        fresh = self.parameters[0].grad is None
-        if fresh:
-            torch._foreach_zero_(self._buffers)
+        self._gather()
         for name, tensor in inputs.items():
             recording.inputs[name].copy_(tensor, non_blocking=True)
         recording.graph.replay()
-        if fresh:
-            for parameter, buffer in zip(self.parameters, self._buffers, strict=True):
-                parameter.grad = buffer
         return recording.loss.clone()  # the pool's memory serves the next recording too
 
     def release(self) -> None:
@@ -68,28 +63,45 @@ class Graphs:
         gc.collect()
         torch.cuda.empty_cache()
 
+    def _gather(self) -> None:
+        """Makes the buffers the gradients: from zero, or from what other micro-batches of the update have added up."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        if gradients[0] is self._buffers[0]:
+            return
+        if all(gradient is None for gradient in gradients):  # what an update that was broken off left there goes
+            torch._foreach_zero_(self._buffers)
+        for parameter, gradient, buffer in zip(self.parameters, gradients, self._buffers, strict=True):
+            if gradient is not None:
+                buffer.copy_(gradient)
+            parameter.grad = buffer
+
     def _record(self, key: tuple[Any, ...], inputs: Inputs, divisor: float) -> bool:
         gc.collect()
         torch.cuda.empty_cache()
-        if not self.recordings:
-            self._pool = torch.cuda.graph_pool_handle()
         if not self._buffers:
-            assert all(p.grad is None for p in self.parameters), "begin with the first micro-batch of an update"
             self._buffers = [torch.zeros_like(p) for p in self.parameters]
-        own = {name: tensor.clone() for name, tensor in inputs.items()}
-        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
-                loss = self.loss(own)
-                gradients = torch.autograd.grad(loss / divisor, self.parameters)
-                torch._foreach_add_(self._buffers, list(gradients))
-                loss = loss.detach()
-                del gradients
+            self.recordings[key] = self._captured(inputs, divisor)
+            return True
         except Exception as error:  # an operation that cannot be recorded, or no memory: say so, and go on without
             self.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            torch.cuda.synchronize()
-            gc.collect()
-            torch.cuda.empty_cache()
-            return False
-        self.recordings[key] = Recording(graph, own, loss)
-        return True
+        # From here on nothing refers to the tensors of the attempt.
+        if not self.recordings:
+            self._buffers = []
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+        return False
+
+    def _captured(self, inputs: Inputs, divisor: float) -> Recording:
+        if not self.recordings:
+            self._pool = torch.cuda.graph_pool_handle()
+        own = {name: tensor.clone() for name, tensor in inputs.items()}
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss = self.loss(own)
+            gradients = torch.autograd.grad(loss / divisor, self.parameters)
+            torch._foreach_add_(self._buffers, list(gradients))
+            loss = loss.detach()
+            del gradients
+        return Recording(graph, own, loss)

@@ -48,9 +48,10 @@ class Pace:
 
     def __call__(self, inputs: Inputs, divisor: float) -> Tensor:
         if self.plain_calls > 0:
-            self.plain_calls -= 1
             with self.sparing():
-                return self.backward(inputs, divisor)
+                loss = self.backward(inputs, divisor)
+            self.plain_calls -= 1  # one that ran out of memory is tried again as it was
+            return loss
         with ExitStack() as stack:
             for function in self.compiled:
                 stack.enter_context(function.active())

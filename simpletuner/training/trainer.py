@@ -146,7 +146,7 @@ class Trainer:
     def _step(self, window: Window) -> None:
         """One update. Out of memory leads to one more try with the same draws."""
         if not self._fits(window):
-            self._clear()
+            self._make_room()
             self.events.emit("memory.retry", "warning", phase="training", action="same step again, with emptied caches")
             if not self._fits(window):
                 self._out_of_memory(window)
@@ -374,9 +374,16 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _make_room(self) -> None:
+        """Forgets the gradients of the failed try, half added up as they may be, and gives recordings back."""
+        self.gradients.clear()
+        self.rest()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _out_of_memory(self, window: Window, updating: bool = False) -> NoReturn:
         """Saves what earlier steps of this process learned, and ends the run with what to change."""
-        self._clear()
+        self._make_room()
         saved = ""
         if not updating and self.account.durations and self._settle():  # half an update must not be saved
             self._set_progress(window.before)

@@ -1,5 +1,7 @@
 """What is compiled once and shared: when it is, how often, and what becomes of a failure. The compiler only traces."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch._functorch.config
@@ -26,6 +28,14 @@ def counter():
 
 def block(weights, factors, x):
     return (x + torch.tanh(x @ weights["w"]) * factors,)
+
+
+def scaled(function, weights, factors, x):
+    return (x + function(x @ weights["w"]) * factors,)
+
+
+def shifted(function, weights, factors, x):
+    return (x + function(x @ weights["w"]) + factors,)
 
 
 def breaks(weights, factors, x):
@@ -64,16 +74,19 @@ def test_with_dynamic_sizes_one_graph_is_for_all_shapes(counter):
     assert counter.frame_count == 1
 
 
-def test_there_is_room_for_every_shape(counter):
-    function = Compiled(block, "the blocks", strict=True, backend=counter, dynamic=False, fullgraph=True)
+def test_there_is_room_for_every_shape_of_every_kind(counter):
+    settings = {"strict": True, "backend": counter, "dynamic": False, "fullgraph": True}
+    one = Compiled(partial(scaled, torch.tanh), "the blocks", **settings)
+    other = Compiled(partial(shifted, torch.tanh), "the others", **settings)
     compiling.prepare(20, 0.5)
     assert torch._functorch.config.activation_memory_budget == 0.5
-    with function.active():
+    with one.active(), other.active():
         for rows in range(2, 22):
             for grad in (True, False):
                 with torch.set_grad_enabled(grad):
-                    function(*arguments(rows=rows))
-    assert counter.frame_count == 40
+                    assert torch.equal(one(*arguments(rows=rows))[0], scaled(torch.tanh, *arguments(rows=rows))[0])
+                    other(*arguments(rows=rows))
+    assert counter.frame_count == 80
     compiling.prepare(1, 1.0)  # another run in the process takes no room away
     assert torch._dynamo.config.recompile_limit >= 40
 

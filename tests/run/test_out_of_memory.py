@@ -22,8 +22,8 @@ TILE = 64  # of the tiny VAE, in pixels
 def larger(config):
     """A configuration whose pictures are larger than a tile."""
 
-    def make(output="out", **changes):
-        path = config(output, max_train_steps=2, checkpoint_step_interval=2, **changes)
+    def make(output="out", *given, **changes):
+        path = config(output, *given, **{"max_train_steps": 2, "checkpoint_step_interval": 2} | changes)
         datasets = path.parent / "datasets.json"
         entries = json.loads(datasets.read_text())
         datasets.write_text(json.dumps([entries[0] | {"resolution": 96}]))
@@ -59,21 +59,23 @@ def latents(home, cache="vae") -> dict[str, torch.Tensor]:
     return {path.name: load_file(path)["latent"] for path in (home / "cache" / cache).rglob("*.safetensors")}
 
 
-def test_the_vae_works_in_tiles_when_one_picture_does_not_fit(larger, memory):
-    given = memory(TILE * TILE)
-    short = small.train(larger("short")).output_dir
-    assert retries(short)[-1].startswith("tiling, for all images") and given[-1] == (1, TILE * TILE) or given[-1][0] > 0
+def test_the_vae_works_in_tiles_when_one_picture_does_not_fit(larger, memory, squares):
+    memory(TILE * TILE)
+    short = small.train(larger("short", squares)).output_dir
+    tiling = "tiling, for all images; vae_enable_tiling=true does it from the start"
+    halved = ["batch size 2", "batch size 1"]
+    assert retries(short) == [*halved, tiling, *halved]
     made = latents(short.parent)
     memory(10**9)
     other = {"cache_dir_vae": str(short.parent / "cache/asked")}
-    asked = small.train(larger("asked", vae_enable_tiling=True, **other)).output_dir
+    asked = small.train(larger("asked", squares, vae_enable_tiling=True, **other)).output_dir
     wanted = latents(short.parent, "asked")
-    assert made.keys() == wanted.keys() and len(made) == 7  # the same keys hold the same numbers
+    assert made.keys() == wanted.keys() and len(made) == 8  # the same keys hold the same numbers
     assert all(torch.allclose(made[key].float(), wanted[key].float(), atol=0.02) for key in made)
     assert not retries(asked)
 
 
-def test_a_resumed_run_keeps_its_tiles_and_the_caches_know_of_them(larger, memory, monkeypatch):
+def test_a_resumed_run_keeps_its_tiles_and_the_caches_know_of_them(larger, memory):
     memory(TILE * TILE)
     small.train(larger())
     given = memory(10**9)  # now it would fit
@@ -81,7 +83,9 @@ def test_a_resumed_run_keeps_its_tiles_and_the_caches_know_of_them(larger, memor
     path = larger(max_train_steps=4)
     checked = check(path, {}, environ={})
     found = [folder for folder in caches.survey(checked)[0] if folder.kind == "vae"]
-    assert [(len(folder.stored), len(folder.wanted), folder.stale, folder.unused) for folder in found] == [(7, 7, [], [])]
+    assert [(len(folder.stored), len(folder.wanted), folder.stale, folder.unused) for folder in found] == [
+        (7, 7, [], [])
+    ]
     run = small.train(path)
     assert run.progress.step == 4 and given == [] and len(latents(path.parent)) == 7
     drift = small.events(run.output_dir, "run.resumed")[-1]["drift"]
@@ -96,42 +100,39 @@ def test_a_picture_that_does_not_even_fit_in_tiles_is_named(larger, memory):
 
 
 def test_texts_are_encoded_on_the_cpu_and_are_the_same(config, monkeypatch):
-    """The device is the CPU here; it has room for nothing until the ladder has come to its last rung."""
+    """The first encoders, which would be on a GPU, have room for nothing; the next ones are on the CPU."""
     run = small.prepared(config())
     run.family = run.load_family()
-    plain = assembly.text_encoders(run.config, run.family, torch.device("cpu"))
-    assert plain.spare is None
-    ladder = assembly.text_encoders(run.config, run.family, torch.device("meta"))
-    assert ladder.spare is not None
-    forward, sizes, first = T5EncoderModel.forward, [], []
+    library = run.scan()
+    plain = items(run.encode_texts(library))
+    run.datasets.text.cache.rename(run.datasets.text.cache.with_name("elsewhere"))
 
-    def limited(self, ids, *arguments, **named):
-        sizes.append(len(ids))
-        if self in first:
-            raise torch.OutOfMemoryError("simulated")
-        return forward(self, ids, *arguments, **named)
-
-    monkeypatch.setattr(T5EncoderModel, "forward", limited)
-    load = run.family.load_text_encoders
+    places, without_room, load, forward = [], [], run.family.load_text_encoders, T5EncoderModel.forward
 
     def noted(device):
-        loaded = load("cpu")
-        if not first:
-            first.append(loaded["t5"])
-        return loaded
+        encoders = load("cpu")
+        if torch.device(device).type != "cpu":
+            without_room.append(id(encoders["t5"]))
+        places.append(torch.device(device).type)
+        return encoders
+
+    def limited(self, ids):
+        if len(places) == 1:
+            assert id(self) in without_room
+            raise torch.OutOfMemoryError("simulated")
+        return forward(self, ids)
 
     monkeypatch.setattr(run.family, "load_text_encoders", noted)
-    monkeypatch.setattr(assembly, "text_encoders", lambda *_, made=assembly.text_encoders: made(
-        run.config, run.family, torch.device("meta")
-    ))  # fmt: skip
-    library = run.scan()
-    short = run.encode_texts(library)
-    assert retries(run.output_dir)[-1].startswith("text encoders on the CPU")
-    texts = {path.name: load_file(path) for path in short.store.root.rglob("*.safetensors")}
-    first[:] = [None]
-    run.datasets.text.cache.rename(run.datasets.text.cache.with_name("elsewhere"))
-    again = run.encode_texts(library)
+    monkeypatch.setattr(T5EncoderModel, "forward", limited)
+    assert assembly.text_encoders(run.config, run.family, run.device).spare is None
+    run.device = torch.device("cuda")
+    made = items(run.encode_texts(library))
     library.close()
-    for name, tensors in {path.name: load_file(path) for path in again.store.root.rglob("*.safetensors")}.items():
-        assert all(torch.equal(tensors[key], texts.pop(name)[key] if len(tensors) == 1 else texts[name][key]) for key in tensors)
-    assert sizes
+    assert places == ["cuda", "cpu"] and retries(run.output_dir)[-1].startswith("text encoders on the CPU")
+    assert made.keys() == plain.keys() and len(made) > 7
+    for name, tensors in plain.items():
+        assert all(torch.equal(tensor, made[name][key]) for key, tensor in tensors.items())
+
+
+def items(cache) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.name: load_file(path) for path in cache.store.root.rglob("*.safetensors")}

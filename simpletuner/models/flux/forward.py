@@ -221,6 +221,8 @@ class FluxForward:
         silu = F.silu(time).to(image.dtype)
         modulations = [self.prologue(block, (), (silu,))[0] for block in self.modulations]
         tensors: tuple[Tensor, ...] = (image, text)
+        if torch.is_grad_enabled():  # in the first block too, which is then compiled as all others are
+            tensors = tuple(one if one.requires_grad else one.detach().requires_grad_() for one in tensors)
         for block, shifts in zip(self.blocks, modulations, strict=True):
             if block.kind == "single" and len(tensors) == 2:  # from here on, one stream
                 tensors = (torch.cat([tensors[1], tensors[0]], 1),)
