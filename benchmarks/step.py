@@ -50,6 +50,13 @@ class Form:
     moved: int = 0  # blocks that wait in RAM
     budget: float = 1.0  # activation_memory_budget
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that make a run compute so."""
+        found: dict[str, Any] = {"gradient_checkpointing": self.recomputed, "blocks_to_swap": min(self.moved, 56)}
+        found |= {"base_model_precision": self.kind} if self.kind else {}
+        return found | ({"activation_memory_budget": self.budget} if self.budget < 1 else {})
+
 
 FORMS = {
     "bf16 512 none": Form(512),
@@ -215,7 +222,9 @@ def main() -> None:
     for pattern in options.rows:
         for name in fnmatch.filter(FORMS, pattern):
             try:
-                records[name] = measure(FORMS[name], options.steps, options.profile)
+                form = FORMS[name]
+                settings = {"size": form.size, "settings": form.settings}
+                records[name] = measure(form, options.steps, options.profile) | settings
             except (RuntimeError, AssertionError) as error:
                 records[name] = {"error": str(error)[:300]}
             gc.collect()

@@ -61,6 +61,8 @@ def build(
     kernel = _attention(config, precision, events)
     functional = family.functional(denoiser, low_rank, kernel.attention)
     compiled = _compiled(config, functional, precision, num_shapes)
+    if memory.activation_memory_budget < 1 and not compiled:
+        _tell(events, "notice", "activation_memory_budget has no effect: blocks run uncompiled")
     where = residence.residency(config, functional, precision.device)
     runner = Runner(
         interval, residency=where, store=residence.activations(config, precision.device), functions=compiled

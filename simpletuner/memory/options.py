@@ -29,6 +29,7 @@ PRECISIONS = Meaning(
 )
 TEXT_PRECISIONS = Meaning({**PRECISIONS.lines, "no_change": "bf16"})
 CHECKPOINTED = When(gradient_checkpointing=True)
+COMPILED = When(dynamo_backend=("auto", "inductor", "aot_eager"))
 GROUPED = When(enable_group_offload=True)
 
 Storage = Literal[
@@ -83,7 +84,7 @@ class Memory(Group, title="Memory and precision"):
     ] = "torch"
     """Where the inputs of recomputed blocks wait."""
 
-    activation_memory_budget: Annotated[float, Gt(0), Le(1), Expert] = 1.0
+    activation_memory_budget: Annotated[float, Gt(0), Le(1), Expert, COMPILED] = 1.0
     """Share of the activations that compiled blocks keep, the cheapest to make again left out; 0.5 saves a third of the VRAM without checkpointing and costs a tenth of the speed."""  # noqa: E501
 
     accelerator_cache_clear_interval: Annotated[int, Ge(0), Unit("steps"), Expert] = 0

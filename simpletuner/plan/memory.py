@@ -38,6 +38,7 @@ CONTEXT = 800 * MIB  # CUDA's own, its libraries' kernels and their workspaces
 SLACK = 0.03  # of everything but the base: what the allocator holds in pieces that fit nothing
 PROCESS = 1800 * MIB  # RAM of the process with torch and its libraries; pages of mapped weight files do not count
 BACKWARD = 24.0  # units that the backward pass of one block needs while it runs, beside what was kept
+COMPILED = 0.9  # of what a block keeps: compiled, it makes cheap tensors again (benchmarks/step.py)
 SAMPLING = 16.0  # units in flight in one pass without gradients
 ENCODER_LAYERS = 24  # of the largest text encoder, all alike
 ENCODE, DECODE = 8.2, 17.0  # tensors of the VAE's full-size channels in flight, for each pixel
@@ -211,6 +212,7 @@ def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size:
     unit = _unit(config, shapes, size) * config[Training].train_batch_size
     memory, adapted, away = config[Memory], set(paths), moves(config[Offload], shapes.num_blocks).chosen
     parked = memory.gradient_checkpointing_backend == "offload"
+    share = COMPILED * memory.activation_memory_budget if compiled(config) else 1.0
     blocks = [(stack, index) for stack in shapes.stacks for index in range(stack.count)]
     units, begun, largest = 0.0, False, 0.0
     for number, (stack, index) in enumerate(blocks):
@@ -223,8 +225,14 @@ def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size:
             # of parked ones, one is on its way while another is used; a block's own inputs are in flight anyway
             units, largest = max(units, stack.entering) if parked else units + stack.entering, max(largest, kept)
         else:
-            units += kept
+            units += share * kept
     return round((units + largest + BACKWARD) * unit)
+
+
+def compiled(config: Config) -> bool:
+    """Whether blocks are compiled on a GPU: those of an adapter that runs without the modules."""
+    asked = config[Speed].dynamo_backend in ("auto", "inductor", "aot_eager")
+    return asked and KINDS[config[Model].model_type].base_stays and not config[Adapter].lora_dropout
 
 
 def parked_bytes(config: Config, shapes: Shapes, size: tuple[int, int]) -> int:
