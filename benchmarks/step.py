@@ -135,10 +135,9 @@ def engine(form: Form) -> tuple[FluxForward, list[nn.Parameter]]:
     if chosen:
         waiting = [block for block in (*forward.modulations, *forward.blocks) if block.index in chosen]
         where = Streamed(waiting, DEVICE)
-    functions = {block.kind: block.function for block in forward.blocks}
     prepare(8, form.budget)
     settings: dict[str, Any] = {"strict": True, "backend": "inductor", "dynamic": False}
-    compiled = {kind: Compiled(function, kind, **settings) for kind, function in functions.items()}
+    compiled = {kind: Compiled(function, kind, **settings) for kind, function in forward.functions.items()}
     for function in compiled.values():
         function.on = True
     forward.runner = Runner(1 if form.recomputed else 0, residency=where, functions=compiled)

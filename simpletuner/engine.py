@@ -144,11 +144,16 @@ def _compiled(config: Config, functional: Functional, precision: Precision, num_
     if backend == "inductor" and speed.dynamo_mode.startswith("max-autotune"):
         settings["mode"] = "max-autotune-no-cudagraphs"  # whole steps are recorded, not each block
     prepare(num_shapes, config[Memory].activation_memory_budget)
-    functions = {block.kind: block.function for block in functional.blocks}
     strict = speed.dynamo_backend != "auto"
     return {
-        kind: Compiled(function, f"the {kind} blocks", strict=strict, fullgraph=speed.dynamo_fullgraph, **settings)
-        for kind, function in functions.items()
+        name: Compiled(
+            function,
+            f"the {name.removesuffix(' again')} blocks",
+            strict=strict,
+            fullgraph=speed.dynamo_fullgraph,
+            **settings,
+        )
+        for name, function in functional.functions.items()
     }
 
 

@@ -53,6 +53,7 @@ class Block(Protocol):
     index: int  # among all blocks, in the order in which they run
     kind: str
     function: Callable[..., tuple[Tensor, ...]]  # (weights, factors, *tensors, *fixed) -> new values of `tensors`
+    again: Callable[..., tuple[Tensor, ...]]  # the same gradients, values left undefined: for recomputation
 
     @property
     def weights(self) -> Any: ...  # pytree of its frozen tensors, wherever they lie
@@ -95,6 +96,9 @@ class Functional(Protocol):
     modulations: Sequence[Block]  # computed once a step, before the blocks; frozen unless they are adapted
     runner: BlockRunner
     prologue: BlockRunner  # of the modulations
+
+    @property
+    def functions(self) -> Mapping[str, Callable[..., tuple[Tensor, ...]]]: ...  # of the blocks, to be compiled
 
 
 class ModelFamily(Protocol):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simpletuner.kernels.product import frozen_product
+from simpletuner.kernels.product import frozen_product, unvalued_product
 
 
 class LowRank(NamedTuple):
@@ -27,19 +27,24 @@ class Linear(NamedTuple):
     bias: Tensor | None  # (out,)
 
 
-def adapted(x: Tensor, linear: Linear, factors: Sequence[LowRank | None], sizes: Sequence[int]) -> Tensor:
+def adapted(
+    x: Tensor, linear: Linear, factors: Sequence[LowRank | None], sizes: Sequence[int], valued: bool = True
+) -> Tensor:
     """x (..., in) -> (..., out). One entry of `factors` and `sizes` (outputs) for each of the joined layers.
 
-    The layers' A are stacked and their B set on a diagonal, so that x is read once and y is written once.
+    The layers' A are stacked and their B set on a diagonal, so that x is read once and y is written once. Without
+    `valued` only the gradients of the result are right, see `unvalued_product`.
     """
-    y = frozen_product(x, linear.weight, linear.bias)
     present = [(index, factor) for index, factor in enumerate(factors) if factor is not None]
     if not present:
-        return y
+        return frozen_product(x, linear.weight, linear.bias) if valued else unvalued_product(x, linear.weight)
     a = [factor.a.to(x.dtype) for _, factor in present]
     b = [(factor.b * factor.scale).to(x.dtype) for _, factor in present]
     inner = F.linear(x, a[0] if len(a) == 1 else torch.cat(a))  # (..., sum of r)
     outer = _diagonal([index for index, _ in present], b, sizes)
+    if not valued:
+        return unvalued_product(x, linear.weight, inner, outer)
+    y = frozen_product(x, linear.weight, linear.bias)
     # One product that adds as it writes: a sum of its own would read and write y once more.
     return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), outer.t()).view_as(y)
 

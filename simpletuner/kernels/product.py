@@ -33,8 +33,46 @@ def frozen_product(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor
     if torch.is_autocast_enabled(x.device.type):  # as F.linear does
         x = x.to(torch.get_autocast_dtype(x.device.type))
     tensors = [part for part in weight if isinstance(part, Tensor)]
+    return _product(x, tensors, bias, _told(weight))
+
+
+def unvalued_product(x: Tensor, weight: Any, inner: Tensor | None = None, outer: Tensor | None = None) -> Tensor:
+    """Stands for x W^T + inner outer^T (..., out) where nobody reads the value, only the gradients, which are right.
+
+    For what is computed again in a backward pass and would end with a product that has been used already. inner:
+    (..., r), outer: (out, r), or neither.
+    """
+    tensors = [part for part in weight if isinstance(part, Tensor)]
+    kind = "" if isinstance(weight, Plain) else _told(weight)
+    return _Unvalued.apply(x, inner, outer, weight.shape[0], kind, *tensors)
+
+
+class _Unvalued(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, inner: Tensor | None, outer: Tensor | None, num_rows: int, kind: str, *tensors: Tensor
+    ) -> Tensor:
+        ctx.kind, ctx.adapted = kind, inner is not None
+        ctx.save_for_backward(*([inner, outer] if inner is not None else []), *tensors)
+        return x.new_empty(*x.shape[:-1], num_rows)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        saved = list(ctx.saved_tensors)
+        d_inner = d_outer = None
+        if ctx.adapted:
+            inner, outer = saved.pop(0), saved.pop(0)
+            d_inner = dy @ outer
+            d_outer = dy.flatten(0, -2).t() @ inner.flatten(0, -2)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = _product_dx(dy, saved, ctx.kind) if ctx.kind else dy @ saved[0].to(dy.dtype)
+        return dx, d_inner, d_outer, None, None, *(None for _ in saved)
+
+
+def _told(weight: Any) -> str:
     numbers = [str(part) for part in weight if not isinstance(part, Tensor)]
-    return _product(x, tensors, bias, " ".join((type(weight).__name__, *numbers)))
+    return " ".join((type(weight).__name__, *numbers))
 
 
 def _weight(tensors: Sequence[Tensor], kind: str) -> Any:

@@ -17,7 +17,8 @@ class Layers:
     kind = "layers"
 
     def __init__(self, index: int, module: nn.Module):
-        self.index, self.module, self.function = index, module, module.forward
+        self.index, self.module = index, module
+        self.function = self.again = module.forward
 
     @property
     def weights(self) -> dict[str, Tensor]:

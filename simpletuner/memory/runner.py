@@ -26,7 +26,8 @@ class Runner:
     """Runs the blocks of a model in their order. Output and gradients are those of the plain functions.
 
     interval: every n-th block is recomputed, from the first; 0 for none. A block that moves is recomputed in any case,
-    or autograd would keep its slot. functions: what runs the blocks of a kind instead of their own function.
+    or autograd would keep its slot. functions: what runs the blocks of a kind instead of their own function; as
+    `<kind> again`, instead of `again`.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class Runner:
     ) -> tuple[Tensor, ...]:
         function = self.functions.get(block.kind, block.function)
         if torch.is_grad_enabled() and self.recomputes(block):
-            call = _Call(self, block, function, len(tensors), len(fixed))
+            again = self.functions.get(f"{block.kind} again", block.again if function is block.function else function)
+            call = _Call(self, block, function, again, len(tensors), len(fixed))
             inputs = [*tensors, *fixed, *call.trained]
             if any(isinstance(one, Tensor) and one.requires_grad for one in inputs):
                 return _Recomputed.apply(call, *inputs)
@@ -86,6 +88,7 @@ class _Call:
     runner: Runner
     block: Block
     function: Function
+    again: Function
     num_tensors: int
     num_fixed: int
     leaves: list[Any] = field(init=False)  # of the factors
@@ -102,12 +105,14 @@ class _Call:
     def trained(self) -> list[Tensor]:
         return [self.leaves[place] for place in self.places]
 
-    def run(self, weights: Any, trained: Sequence[Tensor], rest: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    def run(
+        self, function: Function, weights: Any, trained: Sequence[Tensor], rest: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
         leaves = list(self.leaves)
         for place, tensor in zip(self.places, trained, strict=True):
             leaves[place] = tensor
         with self.precision():
-            return self.function(weights, tree_unflatten(leaves, self.tree), *rest)
+            return function(weights, tree_unflatten(leaves, self.tree), *rest)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -118,7 +123,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         runner, block = call.runner, call.block
         split = call.num_tensors + call.num_fixed
-        outputs = call.run(runner.residency.fetch(block), call.trained, inputs[:split])
+        outputs = call.run(call.function, runner.residency.fetch(block), call.trained, inputs[:split])
         runner.residency.done(block, again=True)
         ctx.call, ctx.fixed = call, inputs[call.num_tensors : split]
         ctx.ticket = runner.store.keep(inputs[: call.num_tensors])  # type: ignore[arg-type] # none of them is None
@@ -135,7 +140,7 @@ class _Recomputed(torch.autograd.Function):
         split = call.num_tensors + call.num_fixed
         weights = runner.residency.fetch_again(block)
         with torch.enable_grad():
-            outputs = call.run(weights, inputs[split:], inputs[:split])
+            outputs = call.run(call.again, weights, inputs[split:], inputs[:split])
         runner.num_recomputed += 1
         wanted = [one for one, need in zip(inputs, needed, strict=True) if need and one is not None]
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]

@@ -28,6 +28,10 @@ class Block:
         self.index, self.kind, self.function, self.weights = index, kind, function, weights
         self._factors, self.rehomed = factors, 0
 
+    @property
+    def again(self):
+        return self.function
+
     def factors(self):
         return self._factors
 

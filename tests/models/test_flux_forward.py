@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import ExitStack
+
 import pytest
 import torch
-from functional_flux import adapted, difference, inputs, outcome
+from functional_flux import BATCH, HEIGHT, TEXT, WIDTH, adapted, difference, inputs, outcome
+from packed import KINDS, packed
+from torch.utils.flop_counter import FlopCounterMode
 
 from simpletuner.kernels.attention import sdpa
+from simpletuner.kernels.compile import Compiled
+from simpletuner.kernels.product import frozen_product, unvalued_product
+from simpletuner.memory.runner import Runner
 from simpletuner.models.flux.forward import FluxForward
 
 
@@ -76,3 +84,54 @@ def test_in_bf16_it_is_as_close_to_fp32_as_diffusers_is():
         found += [out, torch.cat([grad.flatten().float() for grad in grads.values()])]
     for index in range(2):
         assert difference(ours[index], exact[index]) < 1.3 * difference(theirs[index], exact[index])
+
+
+@pytest.mark.parametrize("target", ["all+ffs", "mmdit", "ai-toolkit"])
+def test_recomputed_blocks_have_the_gradients_of_kept_ones_and_leave_their_last_products_out(target):
+    denoiser, adapter = adapted(target)
+    forward, given = FluxForward(denoiser, adapter.low_rank(), sdpa), inputs()
+    expected, kept = outcome(forward, adapter, given)
+    forward.runner = Runner(1)
+    with FlopCounterMode(display=False) as counted:
+        out, again = outcome(forward, adapter, given)
+    assert torch.equal(out, expected)
+    assert all(difference(again[name], kept[name]) < 1e-6 for name in kept)
+    forward.runner = Runner(1, functions={block.kind: functools.partial(block.function) for block in forward.blocks})
+    with FlopCounterMode(display=False) as all_of_it:
+        outcome(forward, adapter, given)
+    spared = all_of_it.get_total_flops() - counted.get_total_flops()
+    tokens, width = BATCH * (HEIGHT * WIDTH // 4 + TEXT), 64
+    last = 2 * tokens * (4 + 5) * width**2 * 2  # of two double and two single blocks, without factors
+    gated = target == "ai-toolkit"  # gates are trained there, and their gradient asks for the values
+    assert spared == 0 if gated else last <= spared < 1.4 * last
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_product_without_a_value_has_the_gradients_of_the_one_with(kind):
+    weight = packed(kind, 128, 256)
+    generator = torch.Generator().manual_seed(1)
+    shapes = (3, 5, 256), (3, 5, 4), (128, 4)
+    x, inner, outer = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+    dy = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(2))
+    valued = frozen_product(x, weight) + inner @ outer.t()
+    expected = torch.autograd.grad(valued, (x, inner, outer), dy)
+    found = torch.autograd.grad(unvalued_product(x, weight, inner, outer), (x, inner, outer), dy)
+    assert all(difference(a, b) < 1e-6 for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of the compiler itself
+def test_compiled_recomputation_has_the_gradients_of_the_plain_one():
+    denoiser, adapter = adapted("all+ffs")
+    forward, given = FluxForward(denoiser, adapter.low_rank(), sdpa), inputs()
+    expected, kept = outcome(forward, adapter, given)
+    functions = {
+        name: Compiled(function, name, strict=True, backend="inductor", dynamic=False, fullgraph=True)
+        for name, function in forward.functions.items()
+    }
+    forward.runner = Runner(1, functions=functions)
+    with ExitStack() as stack:
+        for function in functions.values():
+            stack.enter_context(function.active())
+        out, again = outcome(forward, adapter, given)
+    assert difference(out, expected) < 1e-5 and all(difference(again[name], kept[name]) < 1e-5 for name in kept)

@@ -6,6 +6,8 @@ A bf16 result is right if it is about as far from fp32 as that twin is in bf16. 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -118,9 +120,8 @@ def twin() -> Twin:
 
 
 def compiled(forward: FluxForward) -> dict[str, Compiled]:
-    functions = {block.kind: block.function for block in forward.blocks}
     settings = {"strict": True, "backend": "inductor", "dynamic": False, "fullgraph": True}
-    return {kind: Compiled(function, f"the {kind} blocks", **settings) for kind, function in functions.items()}
+    return {kind: Compiled(function, f"the {kind} blocks", **settings) for kind, function in forward.functions.items()}
 
 
 class Fast:
@@ -135,8 +136,16 @@ class Fast:
         self.weight = self.weight.cuda().bfloat16()
 
     def gradients(self) -> Tensor:
-        with self.functions["double"].active(), self.functions["single"].active():
+        with self.active():
             return self.flux.gradients(self.forward)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it the blocks run compiled."""
+        with ExitStack() as stack:
+            for function in self.functions.values():
+                stack.enter_context(function.active())
+            yield
 
     def loss(self, given) -> Tensor:
         return (self.forward(**given)[0] * self.weight).sum()
@@ -145,7 +154,7 @@ class Fast:
         """The gradients of so many micro-batches, each from the recording."""
         for parameter in self.parameters:
             parameter.grad = None
-        with self.functions["double"].active(), self.functions["single"].active():
+        with self.active():
             for _ in range(times):
                 assert graphs.run(given, 1.0) is not None, graphs.failure
         return whole({name: value.grad for name, value in self.flux.adapter.parameters().items()})
@@ -242,7 +251,7 @@ def test_a_recorded_micro_batch_adds_to_a_plain_one(fast, twin):
     fast.forward.runner = Runner(functions=fast.functions)
     graphs = Graphs(fast.loss, fast.parameters)
     fast.gradients()  # leaves its gradient there
-    with fast.functions["double"].active(), fast.functions["single"].active():
+    with fast.active():
         assert graphs.run(fast.flux.given, 1.0) is not None
     found = whole({name: value.grad for name, value in fast.flux.adapter.parameters().items()})
     assert twin.near(found / 2)

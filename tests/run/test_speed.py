@@ -92,7 +92,8 @@ def test_generate_makes_the_same_pictures_with_the_same_kernel(config, sage, tmp
     assert Path(picture).read_bytes() in made(path).values()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # PyTorch's compiler warns of itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}, {"dynamo_dynamic": True}], ids=str)
 def test_a_compiled_run_is_the_plain_run(more, config, squares, counter, tmp_path):
     given = SHORT | SAMPLED | {"pictures": squares} | more
@@ -164,10 +165,10 @@ def test_the_compiler_is_told_what_the_options_say(given, settings, config, monk
     monkeypatch.setattr(torch, "compile", lambda function, **more: seen.append(more) or function)
     monkeypatch.setattr(engine, "prepare", lambda *_: None)
     loaded = check(config(**given), {}, environ={}).config
-    blocks = [SimpleNamespace(kind=kind, function=print) for kind in ("double", "single", "single")]
+    functional = SimpleNamespace(functions={"double": print, "double again": print})
     precision = SimpleNamespace(device=torch.device("cpu"))
-    found = engine._compiled(loaded, SimpleNamespace(blocks=blocks), precision, 1)
-    assert list(found) == ["double", "single"] and seen == [settings, settings]
+    found = engine._compiled(loaded, functional, precision, 1)
+    assert list(found) == ["double", "double again"] and seen == [settings, settings]
     seen.clear()
-    engine._compiled(loaded, SimpleNamespace(blocks=blocks), precision, 25)
+    engine._compiled(loaded, functional, precision, 25)
     assert all(one["dynamic"] for one in seen)

@@ -1,5 +1,7 @@
 """Steps that become fast on a tiny Flux: the same loss and gradients, few graphs, and a word about whatever failed."""
 
+import contextlib
+
 import pytest
 import torch
 from functional_flux import adapted, attached, difference, inputs, whole
@@ -9,7 +11,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves
 
 from simpletuner.errors import HardwareError
-from simpletuner.kernels.attention import sdpa
+from simpletuner.kernels.attention import Switch, sdpa
 from simpletuner.kernels.compile import Compiled
 from simpletuner.memory.runner import Runner
 from simpletuner.models.flux.forward import FluxForward
@@ -19,6 +21,7 @@ from simpletuner.training.pace import Pace
 pytestmark = [  # PyTorch's compiler warns of itself
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
 ]
 KINDS = ["int8", "float8", "nf4", "compute int8", "compute float8"]
 
@@ -35,13 +38,13 @@ class Steps:
 
     def __init__(self, backend="eager", *, interval=0, dtype=torch.float32, kind="", **more):
         plain_calls, strict = more.pop("plain_calls", 0), more.pop("strict", True)
+        attention = more.pop("attention", sdpa)
         self.denoiser, self.adapter = quantised(kind, dtype) if kind else adapted("all+ffs", dtype)
         self.dtype, self.told = dtype, []
-        self.forward = FluxForward(self.denoiser, self.adapter.low_rank(), sdpa)
-        functions = {block.kind: block.function for block in self.forward.blocks}
+        self.forward = FluxForward(self.denoiser, self.adapter.low_rank(), attention)
         self.compiled = {
             name: Compiled(function, f"the {name} blocks", strict=strict, backend=backend, dynamic=False, **more)
-            for name, function in functions.items()
+            for name, function in self.forward.functions.items()
         }
         self.runner = Runner(interval, functions=self.compiled)
         self.forward.runner = self.runner
@@ -147,14 +150,15 @@ def test_what_was_asked_for_and_cannot_be_compiled_stops():
         Steps(backend, strict=True).step()
 
 
-def test_sampling_between_steps_compiles_nothing():
+@pytest.mark.parametrize("attention", [sdpa, Switch(sdpa, lambda q, k, v, mask: sdpa(q, k, v, mask) * 2)])
+def test_sampling_between_steps_compiles_nothing_even_with_a_kernel_of_its_own(attention):
     counter = CompileCounter()
-    steps = Steps(counter)
-    steps.step()
-    count = counter.frame_count
-    with torch.no_grad():
+    steps = Steps(counter, attention=attention, fullgraph=True)
+    expected = steps.step(steps.backward)
+    assert close(steps.step(), expected, 1e-5)
+    with torch.no_grad(), attention.sampling() if attention is not sdpa else contextlib.nullcontext():
         steps.forward(**inputs(height=16))
-    assert counter.frame_count == count > 0
+    assert close(steps.step(), expected, 1e-5) and counter.frame_count == 2
 
 
 # ---- compiled in earnest

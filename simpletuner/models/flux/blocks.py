@@ -51,8 +51,14 @@ def double_block(
     cos: Tensor,  # (S, head width / 2), fp32, text tokens first
     sin: Tensor,
     mask: Tensor | None = None,  # of attention
+    *,
+    valued: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(image, text) after one double block: separate weights, one attention over both."""
+    """(image, text) after one double block: separate weights, one attention over both.
+
+    Without `valued` the result is fit for a backward pass only: its last products are left out.
+    """
+    valued = _needed(valued, image, modulation)
     m = modulation[:, :, None].unbind(1)  # 12 of (B, 1, D)
     q_image, k_image, v_image = _heads(_normed(image, m[0], m[1]), weights.image.qkv, factors[0].qkv, cos)
     q_text, k_text, v_text = _heads(_normed(text, m[6], m[7]), weights.text.qkv, factors[1].qkv, cos)
@@ -61,8 +67,8 @@ def double_block(
     k = rotated(torch.cat([rms_norm(k_text, norms[3]), rms_norm(k_image, norms[1])], 1), cos, sin)
     attended = attention(q, k, torch.cat([v_text, v_image], 1), mask)
     of_text, of_image = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
-    image = _mixed(image, of_image, weights.image, factors[0], m[2:6])
-    text = _mixed(text, of_text, weights.text, factors[1], m[8:12])
+    image = _mixed(image, of_image, weights.image, factors[0], m[2:6], valued)
+    text = _mixed(text, of_text, weights.text, factors[1], m[8:12], valued)
     return image, text
 
 
@@ -75,8 +81,11 @@ def single_block(
     cos: Tensor,
     sin: Tensor,
     mask: Tensor | None = None,
+    *,
+    valued: bool = True,
 ) -> tuple[Tensor]:
-    """x after one single block: attention and MLP side by side."""
+    """x after one single block: attention and MLP side by side. valued: see `double_block`."""
+    valued = _needed(valued, x, modulation)
     shift, scale, gate = modulation[:, :, None].unbind(1)
     d = x.shape[-1]
     wide = weights.enter.weight.shape[0] - 3 * d  # of the MLP
@@ -86,7 +95,17 @@ def single_block(
     q = rotated(rms_norm(q, weights.norms[0]), cos, sin)
     k = rotated(rms_norm(k, weights.norms[1]), cos, sin)
     joined = torch.cat([attention(q, k, v, mask), F.gelu(y[..., 3 * d :], approximate="tanh")], -1)
-    return (_bounded(x + gate * adapted(joined, weights.leave, factors[1], (d,))),)
+    return (_bounded(x + gate * adapted(joined, weights.leave, factors[1], (d,), valued)),)
+
+
+def double_block_again(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`double_block` where it is computed again for its backward pass; all arguments are given."""
+    return double_block(*arguments, valued=False)
+
+
+def single_block_again(*arguments: Any) -> tuple[Tensor]:
+    """`single_block` likewise."""
+    return single_block(*arguments, valued=False)
 
 
 def modulation(weights: tuple[Linear, ...], factors: tuple[Any, ...], silu: Tensor) -> tuple[Tensor]:
@@ -121,14 +140,19 @@ def _heads(x: Tensor, linear: Linear, factors: Any, cos: Tensor) -> list[Tensor]
     return [part.unflatten(-1, (-1, width)) for part in adapted(x, linear, factors, (d, d, d)).chunk(3, -1)]
 
 
-def _mixed(x: Tensor, attended: Tensor, weights: Side, factors: Side, m: Any) -> Tensor:
+def _mixed(x: Tensor, attended: Tensor, weights: Side, factors: Side, m: Any, valued: bool) -> Tensor:
     """One stream after attention and MLP. m: gate of attention; shift, scale and gate of the MLP."""
     d = x.shape[-1]
     gate, mlp_shift, mlp_scale, mlp_gate = m
     x = x + gate * adapted(attended, weights.out, factors.out, (d,))
     y = adapted(_normed(x, mlp_shift, mlp_scale), weights.up, factors.up, (weights.up.weight.shape[0],))
-    y = adapted(F.gelu(y, approximate="tanh"), weights.down, factors.down, (d,))
+    y = adapted(F.gelu(y, approximate="tanh"), weights.down, factors.down, (d,), valued)
     return _bounded(x + mlp_gate * y)
+
+
+def _needed(valued: bool, x: Tensor, modulation: Tensor) -> bool:
+    """Whether the gradient asks for the last products' values: that of a gate does, and that of a bound."""
+    return valued or modulation.requires_grad or x.dtype == torch.float16
 
 
 def _bounded(x: Tensor) -> Tensor:

@@ -22,11 +22,14 @@ from simpletuner.models.flux.blocks import (
     Side,
     SingleWeights,
     double_block,
+    double_block_again,
     modulation,
     single_block,
+    single_block_again,
 )
 from simpletuner.protocols import Block, BlockRunner
 
+Function = Callable[..., tuple[Tensor, ...]]
 Factors = Mapping[str, Callable[[], LowRank | None]]  # path of a module -> what is trained on it now
 IMAGE = (("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.to_out.0",), ("ff.net.0.proj",), ("ff.net.2",))
 TEXT = (
@@ -79,13 +82,14 @@ class FluxBlock:
         self,
         kind: str,
         index: int,
-        function: Callable[..., tuple[Tensor, ...]],
+        function: Function,
+        again: Function,
         shape: Callable[[Iterable[Any], Sequence[Any]], Any],  # joined layers, norms -> the tree of weights
         groups: Sequence[Sequence[nn.Module]],
         norms: Sequence[Any],
         factors: Callable[[], Any],
     ):
-        self.kind, self.index, self.function, self.factors = kind, index, function, factors
+        self.kind, self.index, self.function, self.again, self.factors = kind, index, function, again, factors
         self._shape = shape
         self._groups, self._norms = [Joined(group) for group in groups], list(norms)
 
@@ -137,8 +141,8 @@ class FluxForward:
         self.prologue: BlockRunner = plain  # of the modulations, which are computed once a step, before the blocks
         self.blocks: list[FluxBlock] = []
         self.modulations: list[FluxBlock] = []
-        double = functools.partial(double_block, attention)
-        single = functools.partial(single_block, attention)
+        double = [functools.partial(function, attention) for function in (double_block, double_block_again)]
+        single = [functools.partial(function, attention) for function in (single_block, single_block_again)]
         for index, block in enumerate(denoiser.transformer_blocks):
             path = f"transformer_blocks.{index}"
             self._add("double", block, path, double, (*IMAGE, *TEXT), DOUBLE_NORMS, low_rank)
@@ -148,12 +152,18 @@ class FluxForward:
             self._add("single", block, path, single, SINGLE, SINGLE_NORMS, low_rank)
             self._modulate("single modulation", block, path, ("norm.linear",), low_rank)
 
+    @property
+    def functions(self) -> dict[str, Function]:
+        """What there is to compile, by the names under which a runner takes it."""
+        own = {block.kind: block.function for block in self.blocks}
+        return own | {f"{block.kind} again": block.again for block in self.blocks}
+
     def _add(
         self,
         kind: str,
         block: nn.Module,
         path: str,
-        function: Callable[..., tuple[Tensor, ...]],
+        functions: Sequence[Function],  # in the forward pass, and again in the backward pass
         groups: Sequence[Sequence[str]],
         norms: Sequence[str],
         low_rank: Factors,
@@ -167,7 +177,7 @@ class FluxForward:
         modules = [[block.get_submodule(name) for name in group] for group in groups]
         shape = _double if kind == "double" else _single
         held = [block.get_submodule(name) for name in norms]
-        self.blocks.append(FluxBlock(kind, len(self.blocks), function, shape, modules, held, factors))
+        self.blocks.append(FluxBlock(kind, len(self.blocks), functions[0], functions[1], shape, modules, held, factors))
 
     def _modulate(self, kind: str, block: nn.Module, path: str, names: Sequence[str], low_rank: Factors) -> None:
         getters = [low_rank.get(f"{path}.{name}", _nothing) for name in names]
@@ -176,6 +186,7 @@ class FluxForward:
             FluxBlock(
                 kind,
                 len(self.modulations),
+                modulation,
                 modulation,
                 _modulated,
                 modules,
