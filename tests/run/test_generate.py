@@ -15,8 +15,10 @@ from PIL import Image
 from simpletuner.cli.main import program
 from simpletuner.errors import HardwareError, SimpleTunerError
 from simpletuner.events import read_lines
+from simpletuner.memory.stream import Streamed
 
 PROMPT = "photo of a red cat"
+FETCH = Streamed.fetch
 VALIDATION = {
     "validation_disable": False, "validation_prompt": PROMPT, "validation_num_inference_steps": 2,
     "validation_resolution": "64x64,96x64", "validation_step_interval": 2, "num_validation_images": 2,
@@ -68,6 +70,18 @@ def test_a_prompt_of_the_run_gives_the_last_validation_image_to_the_byte(run):
     kept = [path for path in validation(run) if "_validation_" in path.name]
     assert len(made) == len(kept) == 4
     assert [path.read_bytes() for path in made] == [path.read_bytes() for path in kept]
+
+
+def test_a_model_whose_blocks_wait_in_ram_draws_the_same(run, monkeypatch, tmp_path):
+    made = generate("--run", run, "--prompt", PROMPT)
+    config = json.loads((run / "config.resolved.json").read_text())
+    (tmp_path / "moved.json").write_text(json.dumps(config | {"blocks_to_swap": 56, "output_dir": str(tmp_path / "o")}))
+    fetched = []
+    monkeypatch.setattr(Streamed, "fetch", lambda self, block: fetched.append(block.index) or FETCH(self, block))
+    words = ("--lora", run / small.RESULT, "--prompt", PROMPT)
+    moved = generate("--config", tmp_path / "moved.json", *words)
+    still = generate("--config", run / "config.resolved.json", *words)
+    assert fetched and all(map(same, moved, still)) and len(moved) == len(made)
 
 
 def test_strength_zero_gives_the_base_pictures(run):
