@@ -67,6 +67,15 @@ class Problem:
         return asdict(self) | {"exit_code": self.exit_code}
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an exception of somebody else says, short; its name if it says nothing.
+
+    A line that only introduces the next one brings that with it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300] or type(error).__name__
+
+
 class SimpleTunerError(Exception):
     """Base of all errors shown to a user. Takes a message (with fix and where) or ready `Problem` records."""
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simpletuner.errors import ConfigError, HardwareError, Problem, SimpleTunerError
+from simpletuner.errors import ConfigError, HardwareError, Problem, SimpleTunerError, first_line
 from simpletuner.kernels.packages import ATTENTION, SAGE
 
 Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
@@ -196,18 +196,27 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Chosen:
     if name in SAGE_KERNELS:
         return _with_sage(choose("diffusers", device, dtype), name, device, dtype)
     if name == "diffusers":
-        if _cudnn_is_best(device, dtype) and _difference(cudnn, device, dtype) < TOLERANCE:
-            return Chosen("cudnn", cudnn, cudnn)
-        return Chosen("sdpa", sdpa, sdpa)
+        return _default(device, dtype)
     try:
         wrong = _difference(KERNELS[name], device, dtype)
     except ImportError as error:
-        raise ConfigError(_problem(name, f": {_first_line(error)}", ConfigError, ATTENTION[name].install)) from error
+        raise ConfigError(_problem(name, f": {first_line(error)}", ConfigError, ATTENTION[name].install)) from error
     except Exception as error:  # each package has its own
-        raise HardwareError(_problem(name, f" does not run here: {_first_line(error)}", HardwareError)) from error
+        raise HardwareError(_problem(name, f" does not run here: {first_line(error)}", HardwareError)) from error
     if not wrong < TOLERANCE:
         raise HardwareError(_problem(name, f" computes something else here: {wrong:.0%} off", HardwareError))
     return Chosen(name, KERNELS[name], KERNELS[name])
+
+
+def _default(device: torch.device, dtype: torch.dtype) -> Chosen:
+    plain = Chosen("sdpa", sdpa, sdpa)
+    if not _cudnn_is_best(device, dtype):
+        return plain
+    try:
+        right = _difference(cudnn, device, dtype) < TOLERANCE
+    except Exception as error:  # cuDNN has no plan for this card, or is switched off in this build
+        return plain._replace(notice=f"attention by PyTorch's choice, not by cuDNN: {first_line(error)}")
+    return Chosen("cudnn", cudnn, cudnn) if right else plain
 
 
 def _with_sage(training: Chosen, name: str, device: torch.device, dtype: torch.dtype) -> Chosen:
@@ -218,9 +227,9 @@ def _with_sage(training: Chosen, name: str, device: torch.device, dtype: torch.d
     except ModuleNotFoundError as error:
         if error.name == SAGE.module:
             return training  # a rule has told
-        reason = _first_line(error)
+        reason = first_line(error)
     except Exception as error:  # as above
-        reason = _first_line(error)
+        reason = first_line(error)
     if reason:
         return training._replace(notice=f"samples use {training.name}, not {name}: {reason}")
     return training._replace(name=f"{training.name}, in samples {name}", sampling=kernel)
@@ -228,11 +237,6 @@ def _with_sage(training: Chosen, name: str, device: torch.device, dtype: torch.d
 
 def _problem(name: str, said: str, kind: type[SimpleTunerError], fix: str = "attention_mechanism=diffusers") -> Problem:
     return Problem(f"attention_mechanism={name}{said}", kind.area, keys=("attention_mechanism",), fix=fix)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _cudnn_is_best(device: torch.device, dtype: torch.dtype) -> bool:

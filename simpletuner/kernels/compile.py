@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo.exc
 from torch import Tensor
 
-from simpletuner.errors import HardwareError
+from simpletuner.errors import HardwareError, first_line
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -45,21 +46,13 @@ class Compiled:
             return self.function(*arguments)
         try:
             return self._fast(*self._given, *arguments)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the compiler has many of its own, under no common name
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+        except torch._dynamo.exc.TorchDynamoException as error:  # all else is an error of the run, not of the compiler
+            reason = f"{type(error).__name__}: {first_line(error)}"
             if self.strict:
                 message = f"{self.name} cannot be compiled: {reason}"
                 raise HardwareError(message, fix="dynamo_backend=no, or auto, which goes on without") from error
             self.failure, self.on = reason, False
             return self.function(*arguments)
-
-
-def _first_line(error: Exception) -> str:
-    """Of what it says, if it says anything; with the one after it where that is only an introduction."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300]
 
 
 def prepare(num_shapes: int, memory_budget: float) -> None:
@@ -74,5 +67,5 @@ def prepare(num_shapes: int, memory_budget: float) -> None:
     # The compiler looks at every tensor's `.grad`, and PyTorch warns of that for activations.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     torch._functorch.config.activation_memory_budget = memory_budget
-    limit = 2 * num_shapes + 8
+    limit = 4 * num_shapes + 16  # also for blocks with fewer factors than others
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)  # type: ignore[attr-defined]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from simpletuner.errors import first_line
+
 Inputs = Mapping[str, Tensor]
 Loss = Callable[[Inputs], Tensor]  # tensors on the device -> a scalar with a gradient
 MOST = 32  # graphs; each keeps some tens of MB of launch records on the device
@@ -32,14 +34,15 @@ class Graphs:
     """Replays of `loss` and its backward pass. Gradients arrive in `.grad` as without graphs, and are added up there.
 
     All recordings share one pool of memory and one set of gradient buffers. `run` returns None for shapes that it will
-    not record (too many, or `failure`): then the caller computes as ever. Record only what has run once as it is, so
+    not record (too many, or it failed): then the caller computes as ever. Record only what has run once as it is, so
     that kernels are loaded and libraries have their handles.
     """
 
     def __init__(self, loss: Loss, parameters: Sequence[Parameter]):
         self.loss, self.parameters = loss, list(parameters)
         self.recordings: dict[tuple[Any, ...], Recording] = {}
-        self.failure = ""
+        self.failure = ""  # of the last attempt to record
+        self._refused: set[tuple[Any, ...]] = set()  # what could not be recorded
         self._buffers: list[Tensor] = []
         self._pool: Any = None
 
@@ -47,7 +50,7 @@ class Graphs:
         """The loss () of these inputs; the gradient of loss / divisor was added to `.grad` (set where it was None)."""
         key = (*signature(inputs), divisor)
         if key not in self.recordings and (
-            self.failure or len(self.recordings) >= MOST or not self._record(key, inputs, divisor)
+            key in self._refused or len(self.recordings) >= MOST or not self._record(key, inputs, divisor)
         ):
             return None
         recording = self.recordings[key]
@@ -84,7 +87,8 @@ class Graphs:
             self.recordings[key] = self._captured(inputs, divisor)
             return True
         except Exception as error:  # an operation that cannot be recorded, or no memory: say so, and go on without
-            self.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            self.failure = f"{type(error).__name__}: {first_line(error)}"
+            self._refused.add(key)
         # From here on nothing refers to the tensors of the attempt.
         if not self.recordings:
             self._buffers = []

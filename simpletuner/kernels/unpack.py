@@ -5,7 +5,6 @@ Each is exact to fp32 rounding and then rounded once to the dtype of the result.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simpletuner.kernels.weights import DYNAMIC, GROUP, LEVELS, Compute8, Groups, Nf4, Rows
+from simpletuner.kernels.weights import DYNAMIC, GROUP, LEVELS, Compute8, Groups, Nf4, Rows, table
 
 COLUMNS = 1024  # weights of a row that one program of `_rows` reads
 TILE_ROWS = 4  # and rows
@@ -97,18 +96,11 @@ def _groups2(codes, scale, shift, out, num_groups, G: tl.constexpr, SIZE: tl.con
 
 
 def _unpack_nf4(weight: Nf4, out: Tensor) -> None:
-    levels, values = _tables(out.device)
+    levels, values = table(LEVELS, out.device), table(DYNAMIC, out.device)
     num_blocks, blocks = weight.absmax.numel(), TILE // weight.block
     scales = weight.absmax, weight.scale, weight.offset, values
     sizes = out.numel(), num_blocks, blocks, weight.block, weight.nested
     _nf4[(triton.cdiv(num_blocks, blocks),)](weight.codes, *scales, levels, out, *sizes)
-
-
-@cache
-def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """LEVELS and DYNAMIC, once for each device: a copy from the host could not be part of a captured graph."""
-    levels, values = (torch.tensor(table, dtype=torch.float32, device=device) for table in (LEVELS, DYNAMIC))
-    return levels, values
 
 
 @triton.jit

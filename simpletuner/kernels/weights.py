@@ -7,6 +7,7 @@ kind. Rows of a matrix are outputs; `rows(start, stop)` is a view of the same me
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import gcd
 from typing import Any, NamedTuple, Protocol
 
@@ -128,6 +129,12 @@ class Groups(NamedTuple):
         return Groups(codes, self.scale[part], self.shift[part], stop - start, n)
 
 
+@cache
+def table(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """The numbers on the device, made once: a copy from the host could not be part of a recorded graph."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
 class Nf4(NamedTuple):
     """Normal float: 4 bits a weight, a scale for each BLOCK weights of the flattened matrix, itself kept in 8 bits.
 
@@ -157,7 +164,7 @@ class Nf4(NamedTuple):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         device, size = self.codes.device, self.num_rows * self.num_columns
-        levels = torch.tensor(LEVELS, dtype=torch.float32, device=device)
+        levels = table(LEVELS, device)
         codes = torch.stack((self.codes >> 4, self.codes & 15), dim=1).flatten()
         w = levels[codes.int()] * self._block_scales().repeat_interleave(self.block)[:size]
         return w.view(self.shape).to(dtype)
@@ -166,7 +173,7 @@ class Nf4(NamedTuple):
         """(len(absmax),), fp32."""
         num = self.absmax.numel()
         scale, offset = (t.repeat_interleave(self.nested)[:num] for t in (self.scale, self.offset))
-        values = torch.tensor(DYNAMIC, dtype=torch.float32, device=self.absmax.device)
+        values = table(DYNAMIC, self.absmax.device)
         return values[self.absmax.int()] * scale + offset
 
     def rows(self, start: int, stop: int) -> Nf4:

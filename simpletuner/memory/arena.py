@@ -8,6 +8,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +84,8 @@ class Arena:
         self.pinned = False
         memory = self._mapped(max(num_bytes, 1), folder)
         if hasattr(mmap, "MADV_HUGEPAGE") and folder is None:
-            memory.madvise(mmap.MADV_HUGEPAGE)  # registering is quicker for fewer pages
+            with suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)  # registering is quicker for fewer pages
         self.bytes = torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
         self._release: weakref.finalize | None = None
         if pin and num_bytes and self._register():
@@ -97,7 +99,10 @@ class Arena:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 # Space is taken now: to run out of it later would be a signal from the mapping, not an error.
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, num_bytes)
+                else:
+                    file.truncate(num_bytes)
                 return mmap.mmap(file.fileno(), num_bytes)
         except OSError as error:
             message = f"{folder}: {num_bytes / 1e9:.1f} GB of weights cannot be kept there: {error.strerror}"

@@ -26,6 +26,11 @@ def one_offload(config: Config) -> Problem | None:
 def swap_alone(config: Config) -> Problem | None:
     offload = config[Offload]
     other = [key for key in (GROUPS, COMPONENTS) if getattr(offload, key)]
+    if offload.enable_group_offload and offload.offload_during_startup:
+        for key in ("group_offload_text_encoder", "group_offload_vae"):
+            if getattr(offload, key):
+                message = f"{key} and offload_during_startup move the same weights"
+                return error(message, key, "offload_during_startup", fix=f"keep {key}, which needs the least VRAM")
     if offload.blocks_to_swap and other:
         message = f"{BLOCKS} and {' and '.join(other)} move the same weights"
         fix = f"keep {BLOCKS}, which copies least, and remove {' and '.join(other)}"

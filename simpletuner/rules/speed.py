@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from simpletuner.adapters.kinds import KINDS
 from simpletuner.adapters.options import Adapter
 from simpletuner.config import Config
 from simpletuner.errors import Problem
+from simpletuner.memory.options import Memory
 from simpletuner.models.options import Model
 from simpletuner.rules.findings import notice
+from simpletuner.surfaces import shown
 from simpletuner.training.options import Speed
 
 JOINED, REGIONAL = "fuse_qkv_projections", "dynamo_use_regional_compilation"
-BY_DEFAULT = {"attention_mechanism": ("diffusers",), "dynamo_backend": ("auto", "no")}
+BY_DEFAULT: dict[str, tuple[Any, ...]] = {
+    "attention_mechanism": ("diffusers",),
+    "dynamo_backend": ("auto", "no"),
+    "dynamo_mode": ("", "default"),
+    "dynamo_fullgraph": (False,),
+    "dynamo_dynamic": (False,),
+    "activation_memory_budget": (1.0,),
+}
 
 
 def whole_modules(config: Config) -> str:
@@ -28,9 +38,9 @@ def whole_modules(config: Config) -> str:
 def modules_run_as_they_are(config: Config) -> Iterator[Problem]:
     cause = whole_modules(config)
     for key, plain in BY_DEFAULT.items():
-        value = getattr(config[Speed], key)
+        value = getattr(config[Memory if key == "activation_memory_budget" else Speed], key)
         if cause and value not in plain:
-            message = f"{key}={value} has no effect: with {cause} the model runs as PyTorch has it"
+            message = f"{key}={shown(value)} has no effect: with {cause} the model runs as PyTorch has it"
             yield notice(message, key, cause.partition("=")[0])
 
 

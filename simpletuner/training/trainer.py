@@ -182,7 +182,7 @@ class Trainer:
         shape = tuple(batch.latents.shape[1:])
         noise = torch.stack([draw.normal(shape, "noise", self.seed, number) for number in batch.numbers])
         batch = _moved(replace(batch, text={**batch.text, **self.family.conditions(batch)}), self.device)
-        t_device, noise = t.to(self.device, non_blocking=True), noise.to(self.device, non_blocking=True)
+        t_device, noise = _sent(t, self.device), _sent(noise, self.device)
         x_0 = batch.latents.float()  # (B, C, H, W); the maths stays in fp32
         x_t = self.family.objective.add_noise(x_0, noise, t_device)
         if batch.parent_target:  # regularisation: what the base model itself would predict
@@ -403,11 +403,18 @@ def _nothing() -> None:
     pass
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device. From pageable memory CUDA would wait for all earlier work before it copies."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def _moved(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device; a new one, since a batch is never edited."""
 
     def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
+        return _sent(tensor, device)
 
     return replace(
         batch,
