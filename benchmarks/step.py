@@ -133,7 +133,7 @@ def engine(form: Form) -> tuple[FluxForward, list[nn.Parameter]]:
     chosen = moved(len(forward.blocks), form.moved)
     where = None
     if chosen:
-        waiting = [block for block in (*forward.modulations, *forward.blocks) if block.index in chosen]
+        waiting = [block for block in forward.order if block.index in chosen]
         where = Streamed(waiting, DEVICE)
     prepare(8, form.budget)
     settings: dict[str, Any] = {"strict": True, "backend": "inductor", "dynamic": False}

@@ -93,9 +93,12 @@ class Functional(Protocol):
     """A denoiser that runs block by block. Both runners may be replaced; at first they are plain."""
 
     blocks: Sequence[Block]
-    modulations: Sequence[Block]  # computed once a step, before the blocks; frozen unless they are adapted
+    modulations: Sequence[Block]  # one for each block, computed once a step; frozen unless they are adapted
     runner: BlockRunner
     prologue: BlockRunner  # of the modulations
+
+    @property
+    def order(self) -> Sequence[Block]: ...  # modulations and blocks as a forward pass runs them
 
     @property
     def functions(self) -> Mapping[str, Callable[..., tuple[Tensor, ...]]]: ...  # of the blocks, to be compiled

@@ -53,7 +53,7 @@ def residency(config: Config, functional: Functional | None, device: torch.devic
         key = "enable_group_offload" if offload.enable_group_offload else "blocks_to_swap"
         message = f"{key}: this kind of adapter needs all layers on the device"
         raise ConfigError(message, fix=f"remove {key}, or train a LoRA")
-    blocks = [block for block in (*functional.modulations, *functional.blocks) if block.index in found.chosen]
+    blocks = [block for block in functional.order if block.index in found.chosen]
     most = budget.pinnable(machine.look().ram_bytes) or None
     return Streamed(blocks, device, depth=found.depth, ahead=found.ahead, folder=found.folder, most_pinned=most)
 
@@ -133,5 +133,5 @@ def _modules(held: Mapping[str, Any]) -> Sequence[nn.Module]:
 
 
 def _aside(denoiser: nn.Module, functional: Functional | None) -> Stay:
-    blocks = [*functional.modulations, *functional.blocks] if functional else []
+    blocks = list(functional.order) if functional else []
     return partial(parts.aside, denoiser, blocks)

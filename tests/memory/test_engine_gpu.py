@@ -12,6 +12,7 @@ from simpletuner.memory.runner import Runner
 from simpletuner.memory.stream import Streamed
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]

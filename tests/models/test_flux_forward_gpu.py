@@ -183,7 +183,7 @@ def test_plain_and_recomputed(interval, attention, twin):
 def test_streamed(chosen, store, twin):
     flux, device = Flux(), torch.device("cuda")
     forward = flux.functional()
-    moved = [block for block in (*forward.modulations, *forward.blocks) if block.index in chosen]
+    moved = [block for block in forward.order if block.index in chosen]
     residency = Streamed(moved, device, depth=2)
     forward.runner = Runner(1, residency=residency, store=store(device) if store is Parked else store())
     forward.prologue = Runner(residency=residency)
@@ -261,7 +261,7 @@ def test_a_recorded_micro_batch_adds_to_a_plain_one(fast, twin):
 def test_streamed_compiled_and_recorded(twin):
     """A model of its own, since its weights move; what was compiled for the other one serves it."""
     fast, device = Fast(), torch.device("cuda")
-    moved = [block for block in (*fast.forward.modulations, *fast.forward.blocks) if block.index in (1, 3)]
+    moved = [block for block in fast.forward.order if block.index in (1, 3)]
     residency = Streamed(moved, device, depth=2)
     fast.forward.runner = Runner(1, residency=residency, store=Parked(device), functions=fast.functions)
     fast.forward.prologue = Runner(residency=residency)

@@ -138,7 +138,7 @@ class FluxForward:
     def __init__(self, denoiser: Any, low_rank: Factors, attention: Attention):
         self.denoiser = denoiser
         self.runner: BlockRunner = plain
-        self.prologue: BlockRunner = plain  # of the modulations, which are computed once a step, before the blocks
+        self.prologue: BlockRunner = plain  # of the modulations, each computed once a step, before its block
         self.blocks: list[FluxBlock] = []
         self.modulations: list[FluxBlock] = []
         double = [functools.partial(function, attention) for function in (double_block, double_block_again)]
@@ -151,6 +151,11 @@ class FluxForward:
             path = f"single_transformer_blocks.{index}"
             self._add("single", block, path, single, SINGLE, SINGLE_NORMS, low_rank)
             self._modulate("single modulation", block, path, ("norm.linear",), low_rank)
+
+    @property
+    def order(self) -> list[FluxBlock]:
+        """Modulations and blocks as a forward pass runs them."""
+        return [one for pair in zip(self.modulations, self.blocks, strict=True) for one in pair]
 
     @property
     def functions(self) -> dict[str, Function]:
@@ -230,11 +235,11 @@ class FluxForward:
     ) -> Tensor:
         """(B, S, D), text tokens first, after all blocks."""
         silu = F.silu(time).to(image.dtype)
-        modulations = [self.prologue(block, (), (silu,))[0] for block in self.modulations]
         tensors: tuple[Tensor, ...] = (image, text)
         if torch.is_grad_enabled():  # in the first block too, which is then compiled as all others are
             tensors = tuple(one if one.requires_grad else one.detach().requires_grad_() for one in tensors)
-        for block, shifts in zip(self.blocks, modulations, strict=True):
+        for shifting, block in zip(self.modulations, self.blocks, strict=True):
+            (shifts,) = self.prologue(shifting, (), (silu,))
             if block.kind == "single" and len(tensors) == 2:  # from here on, one stream
                 tensors = (torch.cat([tensors[1], tensors[0]], 1),)
             tensors = self.runner(block, tensors, (shifts, *positions, mask))
