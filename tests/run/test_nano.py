@@ -141,6 +141,7 @@ def test_strength_0_is_the_base_and_one_half_lies_between(samples):
         assert 0.05 < half < whole, statistic
 
 
+@pytest.mark.slow
 def test_the_same_again_even_when_killed(run, tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "train", "--example", "nano"], cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True

@@ -161,6 +161,7 @@ def rows(batch):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_loss_on_the_pictures_falls(tmp_path):
     """The bundled example with the settings it is shipped with, in fewer steps and without validation."""
     example = json.loads((NANO / "config.json").read_text())
