@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +18,12 @@ from pathlib import Path
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]")
 SECONDS = 60
 QUIET = 2  # seconds without a word, after which Ctrl-C is pressed again
+
+
+def _on_its_own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # Tests that run in the background of a shell would hand down that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Talk:
@@ -30,7 +37,7 @@ class Talk:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "simpletuner.cli.main", *words],
             stdin=inner, stdout=inner, stderr=inner, cwd=home, env=env, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_on_its_own_terminal,
         )  # fmt: skip
         os.close(inner)
         self.raw, self.read_to = "", 0
