@@ -96,7 +96,10 @@ def test_a_signal_while_caching_ends_the_run_and_keeps_what_is_cached(config, st
     assert differences(state(straight()), state(output)) == [] and exact(straight()) == exact(output)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow)],
+)
 def test_the_command_passes_one_signal_on_and_the_run_is_resumable(config, straight, tmp_path, number, code):
     """SIGINT goes to the whole group, as a terminal's Ctrl-C does; the trainer hears it once, through its parent."""
     path, output = config(seed=-1, max_train_steps=2000, checkpoint_step_interval=10), tmp_path / "out"
