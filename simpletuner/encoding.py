@@ -48,7 +48,7 @@ def _encode_library(run: Run, only: Only | None) -> None:
 
 def keep_weights(run: Run, *, encoders: bool) -> None:
     """Quantises what the cache of quantised weights lacks: the denoiser, and with `encoders` what encodes text too."""
-    from simpletuner.data.ladder import free  # needs torch, which has loaded by now
+    from simpletuner.kernels.device import free  # needs torch, which has loaded by now
 
     family = run.family
     lacking = {part for part, packer in family.quantizers.items() if packer.root and not family.kept(part)}

@@ -23,10 +23,10 @@ from simpletuner.config import Config
 from simpletuner.data.cache import BadItem, TensorCache
 from simpletuner.data.fill import fill_text
 from simpletuner.data.keys import item_path, text_key
-from simpletuner.data.ladder import free
 from simpletuner.data.stores.memory import MemoryStore
 from simpletuner.errors import HardwareError, raise_errors
 from simpletuner.events import EventLog
+from simpletuner.kernels.device import free
 from simpletuner.models.options import Model
 from simpletuner.protocols import Adapter
 from simpletuner.training.checkpoint import Checkpoints, Contents

@@ -1,7 +1,8 @@
-"""A file gets its name only when it is whole: a name that is free, or that of the file it replaces."""
+"""Files that are whole: their names, which they get only then, that they are on the disk, and what they hold."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -50,3 +51,21 @@ def place_first(aside: Path, paths: Iterable[Path]) -> Path:
             place(aside, path)
             return path
     raise FileExistsError("every name is taken")
+
+
+def sync(path: Path) -> None:
+    """Returns when the file's content, or the names in the folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Of the file's content, in hex."""
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

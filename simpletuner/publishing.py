@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from simpletuner.training.checkpoint import earlier_folder, fsync
+from simpletuner import newfile
+from simpletuner.training.checkpoint import earlier_folder
 
 
 def file(source: Path, target: Path) -> None:
@@ -17,9 +18,9 @@ def file(source: Path, target: Path) -> None:
     _sweep(target)
     aside = _aside(target)
     shutil.copyfile(source, aside)
-    fsync(aside)
+    newfile.sync(aside)
     os.replace(aside, target)
-    fsync(target.parent)
+    newfile.sync(target.parent)
 
 
 def folder(target: Path, own: Mapping[str, Path], others: Mapping[str, Path | str]) -> Path | None:
@@ -39,15 +40,15 @@ def folder(target: Path, own: Mapping[str, Path], others: Mapping[str, Path | st
             _link(source, path)
         else:
             shutil.copyfile(source, path)
-        fsync(path)
+        newfile.sync(path)
     for inner in (*(path for path in aside.rglob("*") if path.is_dir()), aside):
-        fsync(inner)
+        newfile.sync(inner)
     home = None
     if os.path.lexists(target):
         home = earlier_folder(target.parent)
         os.rename(target, home / target.name)
     os.rename(aside, target)
-    fsync(target.parent)
+    newfile.sync(target.parent)
     return home
 
 

@@ -26,7 +26,6 @@ from simpletuner.config import Config
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.datasets import Datasets
 from simpletuner.data.fill import Latents, fill_latents, fill_text
-from simpletuner.data.ladder import free
 from simpletuner.data.library import Library, open_library
 from simpletuner.data.loader import Loader
 from simpletuner.data.options import Data
@@ -35,6 +34,7 @@ from simpletuner.diffusion.options import Objective
 from simpletuner.diffusion.times import Times
 from simpletuner.errors import Problem, raise_errors
 from simpletuner.events import EventLog
+from simpletuner.kernels.device import free
 from simpletuner.memory.options import Memory
 from simpletuner.models import families
 from simpletuner.models.options import Model
@@ -104,7 +104,7 @@ class Run:
         self.tell(self.family.notices)
         self.events.stage("init_load_base_model", "transformer", "done")
         adapter = self.attach_adapter(denoiser)
-        shapes = len({item.placement.bucket for shelf in library.shelves for item in shelf.items})
+        shapes = len(library.sizes())
         run = engine.build(self.config, self.family, denoiser, adapter, self.precision, self.events, shapes)
         settings = self.config[Optimizer]
         samples_per_step = self.config[Training].train_batch_size * self.config[Training].gradient_accumulation_steps

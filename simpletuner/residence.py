@@ -15,28 +15,22 @@ from simpletuner.config import Config
 from simpletuner.errors import ConfigError
 from simpletuner.memory import budget, groups, parts
 from simpletuner.memory.activations import ActivationStore, Kept, Parked
-from simpletuner.memory.moves import Moves, moves
+from simpletuner.memory.moves import moves
 from simpletuner.memory.options import Memory, Offload
 from simpletuner.memory.residency import Residency, Resident
 from simpletuner.memory.stream import Streamed
 from simpletuner.models import families
 from simpletuner.models.options import Model
-from simpletuner.models.shapes import Shapes
 from simpletuner.protocols import Functional, Home
 
 Stay = Callable[[], AbstractContextManager[Any]]
 CPU = torch.device("cpu")
 
 
-def moving(config: Config, shapes: Shapes) -> Moves:
-    """The blocks that wait, of a transformer of that shape."""
-    return moves(config[Offload], shapes.num_blocks)
-
-
 def home(config: Config, device: torch.device) -> Home | None:
     """Where the denoiser's tensors are loaded to: those of blocks that move stay in RAM; None if none do."""
     shapes = families()[config[Model].model_family].shapes(config[Model])
-    chosen = moving(config, shapes).chosen
+    chosen = moves(config[Offload], shapes.num_blocks).chosen
     if not chosen:
         return None
     waiting = {prefix for index, prefix in enumerate(shapes.block_paths()) if index in chosen}

@@ -17,13 +17,14 @@ from torch import Tensor
 from simpletuner.data.ahead import ahead, threads
 from simpletuner.data.cache import TensorCache
 from simpletuner.data.keys import ENCODER_LETTERS, HEADER_BYTES, TILED, latent_key, text_key, tiled_instead
-from simpletuner.data.ladder import Batches, Full, free, loaded, told
+from simpletuner.data.ladder import Batches, Full, loaded, told
 from simpletuner.data.library import Library, Shelf, placed_as
 from simpletuner.data.pictures import BROKEN_PROFILE, BYTES_PER_PIXEL, FIRST_FRAME, Rejected, prepare
 from simpletuner.data.scan import LeftOut, Placed
 from simpletuner.diffusion import draw
 from simpletuner.errors import DataError, DiskError, HardwareError
 from simpletuner.events import EventLog
+from simpletuner.kernels.device import free
 
 DECODE_BYTES = 1 << 30  # images being decoded may hold this much together
 SPARE = 1.1  # of the needed disk space

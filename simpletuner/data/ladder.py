@@ -5,7 +5,6 @@ Nothing that failed is referred to when the next rung is taken: an exception's t
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -13,16 +12,10 @@ import torch
 
 from simpletuner.errors import HardwareError
 from simpletuner.events import EventLog
+from simpletuner.kernels.device import free
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
-
-
-def free() -> None:
-    """Gives back what the caller no longer refers to, on the accelerator as well."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 class Full(Exception):

@@ -21,7 +21,7 @@ from simpletuner.data.stores.local import LocalSource
 from simpletuner.errors import DataError, Problem
 from simpletuner.events import EventLog
 from simpletuner.protocols import Source
-from simpletuner.types import Placement
+from simpletuner.types import Placement, Size
 
 MOST_BYTES_READ = 1 << 30  # held in memory together while files are hashed or decoded
 MOST_MARKS = 10_000  # above it a checkpoint would carry megabytes of them
@@ -171,6 +171,10 @@ class Library:
     def pools(self) -> list[Pool]:
         """What the plan of an epoch is made from."""
         return [shelf.pool() for shelf in self.shelves]
+
+    def sizes(self) -> list[Size]:
+        """Every distinct size of the images as they are trained on, in pixels, sorted."""
+        return sorted({item.placement.bucket for shelf in self.shelves for item in shelf.items})
 
     def captions(self) -> list[str]:
         """Every distinct caption, sorted, with the empty one."""

@@ -7,19 +7,18 @@ folded into dy *before* it is quantised. One copy of the codes serves both ways.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from simpletuner.kernels.device import TRITON
 from simpletuner.kernels.weights import Compute8
 
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # what the largest value of a row becomes
 CAPABILITY = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}  # of the card, from which it multiplies them
 FEWEST_ROWS = 17  # torch._int_mm takes no fewer
 MULTIPLE = 16  # of both sizes of W, for the loads of the products
-TRITON = importlib.util.find_spec("triton") is not None
 
 
 def able(device: torch.device, dtype: torch.dtype) -> bool:

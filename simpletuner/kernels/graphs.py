@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from simpletuner.errors import first_line
+from simpletuner.kernels.device import free
 
 Inputs = Mapping[str, Tensor]
 Loss = Callable[[Inputs], Tensor]  # tensors on the device -> a scalar with a gradient
@@ -63,8 +63,7 @@ class Graphs:
     def release(self) -> None:
         """Gives the recordings' memory back; shapes that come again are recorded again."""
         self.recordings.clear()
-        gc.collect()
-        torch.cuda.empty_cache()
+        free()
 
     def _gather(self) -> None:
         """Makes the buffers the gradients: from zero, or from what other micro-batches of the update have added up."""
@@ -79,8 +78,7 @@ class Graphs:
             parameter.grad = buffer
 
     def _record(self, key: tuple[Any, ...], inputs: Inputs, divisor: float) -> bool:
-        gc.collect()
-        torch.cuda.empty_cache()
+        free()
         if not self._buffers:
             self._buffers = [torch.zeros_like(p) for p in self.parameters]
         try:
@@ -93,8 +91,7 @@ class Graphs:
         if not self.recordings:
             self._buffers = []
         torch.cuda.synchronize()
-        gc.collect()
-        torch.cuda.empty_cache()
+        free()
         return False
 
     def _captured(self, inputs: Inputs, divisor: float) -> Recording:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simpletuner.kernels.device import runs_triton
 from simpletuner.kernels.tables import Addresses, Blocks, capturing
 
 LENGTH = 8192  # numbers of a block
@@ -36,12 +37,8 @@ def _blocks(
 def usable(tensors: Sequence[Tensor]) -> bool:
     """Whether the kernel can read these: one device, one dtype, no gaps. Triton's interpreter runs on the CPU."""
     device, dtype = tensors[0].device, tensors[0].dtype
-    where = device.type == "cuda" or (device.type == "cpu" and triton.knobs.runtime.interpret)
-    return (
-        where
-        and dtype in DTYPES
-        and all(t.device == device and t.dtype == dtype and t.is_contiguous() for t in tensors)
-    )
+    known = runs_triton(device) and dtype in DTYPES
+    return known and all(t.device == device and t.dtype == dtype and t.is_contiguous() for t in tensors)
 
 
 class Measure:

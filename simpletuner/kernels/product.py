@@ -8,7 +8,6 @@ every unpacked matrix of the model from the one to the other.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simpletuner.kernels import compute8
+from simpletuner.kernels.device import TRITON
 from simpletuner.kernels.weights import Compute8, Groups, Nf4, Plain, Rows
 
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Rows, Compute8, Groups, Nf4)}
-TRITON = importlib.util.find_spec("triton") is not None
 
 
 def frozen_product(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:

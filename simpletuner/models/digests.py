@@ -34,14 +34,6 @@ def _remembered(path: Path) -> dict[str, list]:
         return {}
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def known(path: Path) -> str | None:
     """The digest if it need not be computed."""
     real = path.resolve()
@@ -57,17 +49,12 @@ def digests(paths: Sequence[Path], *, remember: bool = True) -> list[str]:
     found = [known(path) for path in paths]
     new = [path.resolve() for path, name in zip(paths, found, strict=True) if name is None]
     with ThreadPoolExecutor(THREADS) as pool:
-        made = dict(zip(new, pool.map(_sha256, new), strict=True))
+        made = dict(zip(new, pool.map(newfile.sha256, new), strict=True))
     if remember:
         for real, name in made.items():
             stat = real.stat()
             _remember(str(real), [stat.st_size, stat.st_mtime_ns, name])
     return [name or made[path.resolve()] for path, name in zip(paths, found, strict=True)]
-
-
-def digest(path: Path, *, remember: bool = True) -> str:
-    """The name of one file's content."""
-    return digests([path], remember=remember)[0]
 
 
 def _remember(key: str, entry: list) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from simpletuner.errors import AccessError, ConfigError, RemoteError
+from simpletuner.errors import AccessError, ConfigError, RemoteError, first_line
 
 PUBLIC = "https://huggingface.co"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -119,9 +119,8 @@ class Place:
                 fix=f"check the name at {page}; for a private or gated one run: hf auth login",
             )
         if isinstance(error, (hub.LocalEntryNotFoundError, hub.HfHubHTTPError, ConnectionError)):
-            reason = str(error).strip().splitlines()[0]
             return RemoteError(
-                f"{self.name} could not be downloaded from {endpoint()}: {reason}",
+                f"{self.name} could not be downloaded from {endpoint()}: {first_line(error)}",
                 fix="check the connection, set HF_ENDPOINT to a mirror, or give a local folder",
             )
         return error

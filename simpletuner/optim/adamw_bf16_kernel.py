@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simpletuner.kernels.device import runs_triton
 from simpletuner.kernels.tables import Addresses, Blocks, capturing, upload
 
 HALF = 1024  # numbers of half a block; a block is one program's work
@@ -115,9 +116,9 @@ def _count(steps, calls, dropped, count, BLOCK: tl.constexpr):
 
 
 def usable(device: torch.device) -> bool:
-    """Whether the device computes with bf16 itself. Triton's interpreter (TRITON_INTERPRET=1) runs on the CPU."""
+    """Whether the device computes with bf16 itself."""
     if device.type != "cuda":
-        return device.type == "cpu" and triton.knobs.runtime.interpret
+        return runs_triton(device)
     return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
 
 

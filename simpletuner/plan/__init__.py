@@ -223,7 +223,7 @@ class _Planner:
         return found, summed("images", images), *([quantised.summed(packed)] if packed else [])
 
     def fit(self) -> tuple[Fit, list[Remedy]]:
-        buckets = sorted({item.placement.bucket for shelf in self.library.shelves for item in shelf.items})
+        buckets = self.library.sizes()
         found = fits.fit(self.config, self.machine, buckets)
         images, alignment = self.datasets.images, self.flavour.alignment
         remedies = [] if found.fits else fits.remedies(self.config, self.machine, buckets, images, alignment)

@@ -27,6 +27,7 @@ from simpletuner.optim.options import Optimizer
 from simpletuner.optim.table import state_bytes
 from simpletuner.quantization.kinds import KINDS as KINDS_OF_WEIGHTS
 from simpletuner.quantization.kinds import packed
+from simpletuner.rules.speed import whole_modules
 from simpletuner.training.options import Speed, Training
 from simpletuner.validation import sizes
 from simpletuner.validation.options import Validation
@@ -97,9 +98,7 @@ def trained(config: Config, family: FamilyRecord, shapes: Shapes) -> list[str]:
 
 def adapter_weights(config: Config, family: FamilyRecord, shapes: Shapes) -> int:
     """Numbers that are trained: rank x (in + out) of every adapted layer, or the whole transformer."""
-    if not KINDS[config[Model].model_type].base_stays:
-        return shapes.num_weights
-    return sum(config[Adapter].lora_rank * sum(shapes.layers[path]) for path in trained(config, family, shapes))
+    return sum(trained_sizes(config, family, shapes))
 
 
 def trained_sizes(config: Config, family: FamilyRecord, shapes: Shapes) -> list[int]:
@@ -114,33 +113,32 @@ def trained_sizes(config: Config, family: FamilyRecord, shapes: Shapes) -> list[
 def base_bytes(config: Config, shapes: Shapes) -> int:
     """The transformer as it is kept: matrices in blocks in their kind, the rest in the base's precision."""
     each = BYTES[config[Memory].base_dtype(config[Speed].mixed_precision)]
-    in_fewer_bits = sum(quantised_layers(config, shapes))
+    in_fewer_bits = sum(quantised_layers(config, shapes).values())
     if not in_fewer_bits:
         return shapes.num_weights * each
     kind = KINDS_OF_WEIGHTS[config[Memory].base_model_precision]
     return round(in_fewer_bits * kind.num_bytes) + (shapes.num_weights - in_fewer_bits) * each
 
 
-def quantised_layers(config: Config, shapes: Shapes) -> list[int]:
-    """Weights of each matrix of the transformer that is packed; none if the base is not quantised."""
+def quantised_layers(config: Config, shapes: Shapes) -> dict[str, int]:
+    """Path -> weights of each matrix of the transformer that is packed; none if the base is not quantised."""
     if not config[Memory].quantised:
-        return []
+        return {}
     kind = KINDS_OF_WEIGHTS[config[Memory].base_model_precision]
     keep = families()[config[Model].model_family].keep_precise
-    return [out * into for path, (out, into) in shapes.layers.items() if packed(kind, path, into, keep)]
+    return {path: out * into for path, (out, into) in shapes.layers.items() if packed(kind, path, into, keep)}
 
 
 def block_bytes(config: Config, shapes: Shapes) -> list[int]:
     """The matrices of each block as they are kept, in the order in which blocks run."""
     each = BYTES[config[Memory].base_dtype(config[Speed].mixed_precision)]
     found = dict.fromkeys(shapes.block_paths(), 0.0)
-    kind = KINDS_OF_WEIGHTS[config[Memory].base_model_precision] if config[Memory].quantised else None
-    keep = families()[config[Model].model_family].keep_precise
+    in_fewer_bits = quantised_layers(config, shapes)
+    small = KINDS_OF_WEIGHTS[config[Memory].base_model_precision].num_bytes if in_fewer_bits else each
     for path, (out, into) in shapes.layers.items():
         block = ".".join(path.split(".")[:2])
         if block in found:
-            small = kind is not None and packed(kind, path, into, keep)
-            found[block] += out * into * (kind.num_bytes if kind and small else each)
+            found[block] += out * into * (small if path in in_fewer_bits else each)
     return [round(size) for size in found.values()]
 
 
@@ -231,8 +229,7 @@ def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size:
 
 def compiled(config: Config) -> bool:
     """Whether blocks are compiled on a GPU: those of an adapter that runs without the modules."""
-    asked = config[Speed].dynamo_backend in ("auto", "inductor", "aot_eager")
-    return asked and KINDS[config[Model].model_type].base_stays and not config[Adapter].lora_dropout
+    return config.applies("activation_memory_budget") and not whole_modules(config)
 
 
 def parked_bytes(config: Config, shapes: Shapes, size: tuple[int, int]) -> int:
@@ -331,7 +328,7 @@ def vae_activations(config: Config, shapes: Shapes, pixels: int, tensors: float)
 
 def unpacked_bytes(config: Config, shapes: Shapes) -> int:
     """The largest packed matrix as it is multiplied with: one at a time."""
-    return max(quantised_layers(config, shapes), default=0) * BYTES[config[Speed].mixed_precision]
+    return max(quantised_layers(config, shapes).values(), default=0) * BYTES[config[Speed].mixed_precision]
 
 
 def _largest(config: Config, shapes: Shapes) -> int:

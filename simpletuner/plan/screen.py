@@ -109,7 +109,7 @@ def _device(config: Config, library: Library, device: torch.device) -> str:
 
     here = machine.look()
     here = here if device.type != "cpu" else replace(here, gpus=(), other_gpu="")
-    need = fit(config, here, sorted({item.placement.bucket for shelf in library.shelves for item in shelf.items}))
+    need = fit(config, here, library.sizes())
     ram = f"RAM estimate {need.ram_needed / GIB:.1f} GiB"
     if device.type != "cuda":
         return f"{device.type}, {torch.get_num_threads()} threads, {ram}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from simpletuner.errors import ConfigError, HardwareError, Problem
+from simpletuner.errors import ConfigError, HardwareError, Problem, first_line
 from simpletuner.quantization.kinds import KINDS
 from simpletuner.quantization.linear import PackedLinear
 from simpletuner.quantization.quantize import quantise
@@ -28,7 +28,7 @@ def failure(kind: str, device: torch.device) -> str:
     except ConfigError:  # a library that is missing
         raise
     except Exception as error:  # noqa: BLE001 - whatever a library or a driver raises: the kind does not work here
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return "" if max(wrong) < FARTHEST else f"its results are wrong by {max(wrong):.0%}"
 
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simpletuner import newfile
+
 SCHEMA = 1  # of the manifest
 CONVERSION = 1  # raised when the same files come to lie otherwise in the model
 PACKING = 1  # raised when the same matrix becomes other bytes
@@ -175,13 +177,5 @@ def damaged(folder: Path) -> list[str]:
     return [
         f"{name} does not have its hash"
         for name, file in entry.files.items()
-        if sha256(folder / name) != file["sha256"]
+        if newfile.sha256(folder / name) != file["sha256"]
     ]
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

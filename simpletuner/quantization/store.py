@@ -58,14 +58,14 @@ def write(root: Path, key: str, module: nn.Module, facts: Mapping[str, Any]) -> 
             "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
         }
         newfile.replace(aside / shelf.MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync_folder(aside)
+        newfile.sync(aside)
         try:
             os.rename(aside, root / key)
         except OSError:
             if not (root / key).is_dir():
                 raise
             return  # another start was quicker, with the same content
-        _sync_folder(root)
+        newfile.sync(root)
     finally:
         shelf.remove(aside)
 
@@ -105,17 +105,8 @@ def _shards(found: Mapping[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _finish(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return path.stat().st_size, shelf.sha256(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    newfile.sync(path)
+    return path.stat().st_size, newfile.sha256(path)
 
 
 # ---- reading

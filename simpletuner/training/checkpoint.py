@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from simpletuner import newfile
 from simpletuner.errors import ConfigError, DiskError, DivergedError, SimpleTunerError
 from simpletuner.events import EventLog
 from simpletuner.training import manifest, upkeep
@@ -43,14 +44,6 @@ class Contents:
     result: str | None = None
     check: Callable[[Path], list[str]] | None = None
     estimated_bytes: int = 0  # of the first checkpoint
-
-
-def fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def earlier_folder(output_dir: Path) -> Path:
@@ -219,7 +212,7 @@ class Checkpoints:
             if target.exists():  # damaged and passed over at the start, or it would have been resumed from
                 self._set_aside(target)
             os.rename(folder, target)
-            fsync(self.output_dir)
+            newfile.sync(self.output_dir)
         except (OSError, SafetensorError) as error:
             self._failed(target, reason, str(error))
             if needed:
@@ -271,9 +264,9 @@ class Checkpoints:
                 os.rename(result, result.with_suffix(f".unverified{result.suffix}"))
         files = []
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            fsync(path)
+            newfile.sync(path)
             name = path.relative_to(folder).as_posix()
-            files.append({"name": name, "bytes": path.stat().st_size, "sha256": manifest.sha256(path)})
+            files.append({"name": name, "bytes": path.stat().st_size, "sha256": newfile.sha256(path)})
         identity = {
             "schema": manifest.SCHEMA,
             "run": self.events.run,
@@ -283,10 +276,10 @@ class Checkpoints:
         }
         listing = folder / manifest.FILE
         listing.write_text(json.dumps(identity | dict(self.contents.facts) | {"files": files}, indent=1), "utf-8")
-        fsync(listing)
+        newfile.sync(listing)
         for inner in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
-            fsync(inner)
-        return wrong, manifest.sha256(listing)
+            newfile.sync(inner)
+        return wrong, newfile.sha256(listing)
 
     def _failed(self, target: Path, reason: str, message: str, **numbers: int) -> None:
         self.events.emit("checkpoint.failed", "error", path=target.name, reason=f"{reason}: {message}", **numbers)

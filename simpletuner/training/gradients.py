@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-TRITON = importlib.util.find_spec("triton") is not None
+from simpletuner.kernels.device import runs_triton
 
 
 class Gradients:
@@ -62,7 +60,7 @@ class Gradients:
 
     def _fused(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a kernel measures these, with tables that are made when they are needed."""
-        if not TRITON or (tensors[0].device.type != "cuda" and not os.environ.get("TRITON_INTERPRET")):
+        if not runs_triton(tensors[0].device):
             return False
         from simpletuner.kernels import measure  # Triton is imported where there is a device for it
 

@@ -5,12 +5,13 @@ No torch: a shelf full of checkpoints can be looked through without loading anyt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from simpletuner import newfile
 
 FILE = "MANIFEST.json"
 SCHEMA = 1
@@ -61,16 +62,5 @@ def _verify_file(path: Path, entry: Mapping[str, Any], read: bool) -> str:
         return f"{entry['name']} is missing"
     if path.stat().st_size != entry["bytes"]:
         return f"{entry['name']} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-    return "" if not read or sha256(path) == entry["sha256"] else f"{entry['name']} is damaged: its hash differs"
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    whole = not read or newfile.sha256(path) == entry["sha256"]
+    return "" if whole else f"{entry['name']} is damaged: its hash differs"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from program import alone, run
 
-from simpletuner import software
+from simpletuner import newfile, software
 from simpletuner.check import check
 from simpletuner.doctor import packages, room, runs
 from simpletuner.software import TorchBuild, Unmet
@@ -239,7 +239,7 @@ def saved(folder, step):
     home = folder / f"checkpoint-{step}"
     home.mkdir(parents=True)
     (home / "state.json").write_text("{}")
-    entry = {"name": "state.json", "bytes": 2, "sha256": manifest.sha256(home / "state.json")}
+    entry = {"name": "state.json", "bytes": 2, "sha256": newfile.sha256(home / "state.json")}
     (home / manifest.FILE).write_text(json.dumps({"schema": manifest.SCHEMA, "files": [entry]}))
     return home
 

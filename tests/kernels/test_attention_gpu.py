@@ -2,17 +2,15 @@
 
 import pytest
 import torch
+from card import CARD, COMPILER
 from packed import drawn, error
 
 from simpletuner.errors import ConfigError
 from simpletuner.kernels import attention
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),  # of the compiler itself
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    *CARD,
+    *COMPILER,
 ]
 SHAPE = (2, 200, 4, 128)  # B, S, heads, width
 MASKS = {"none": None, "boolean": torch.arange(200) < torch.tensor([130, 200])[:, None, None, None],

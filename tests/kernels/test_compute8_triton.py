@@ -2,14 +2,12 @@
 
 import pytest
 import torch
+from card import CARD
 from packed import COMPUTE, drawn, error
 
 from simpletuner.kernels import compute8
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = CARD
 WIDTH = 3072
 CAPABLE = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 

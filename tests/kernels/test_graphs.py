@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from card import CARD, needs_card
 from replayed import Replayed
 from torch import nn
 
 from simpletuner.kernels.graphs import Graphs
-
-on_cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +57,7 @@ def close(found, expected):
 
 KINDS = [
     pytest.param((Replayed, "cpu"), id="cpu"),
-    pytest.param((Graphs, "cuda"), id="cuda", marks=on_cuda),
+    pytest.param((Graphs, "cuda"), id="cuda", marks=CARD),
 ]
 
 
@@ -123,8 +122,7 @@ def test_a_shape_without_room_leaves_the_others_and_the_sums(steps, monkeypatch)
     assert close(steps.taken(), expected)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_card
 def test_memory_that_runs_out_while_recording_ends_the_attempt_alone():
     steps = Steps(Graphs, "cuda")
     expected = steps.expected(2)

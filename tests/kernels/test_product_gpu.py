@@ -2,15 +2,13 @@
 
 import pytest
 import torch
+from card import CARD
 from packed import COMPUTE, KINDS, drawn, error, on_card, packed
 
 from simpletuner.kernels.product import frozen_product
 from simpletuner.kernels.weights import Plain
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = CARD
 WIDTH = 3072
 BOUND = {"compute int8": 0.012, "compute float8": 0.038}
 

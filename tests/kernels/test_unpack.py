@@ -2,12 +2,10 @@
 
 import pytest
 import torch
+from card import CARD
 from packed import KINDS, on_card, packed
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = CARD
 WIDTH = 3072
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from card import needs_card
 from memory.blocks import Packed
 from torch.utils._pytree import tree_leaves
 
@@ -65,8 +66,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         Arena(10, folder=tmp_path / "file" / "below")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_card
 def test_pinned_memory_is_registered_to_the_byte_and_released():
     before = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
     arena = Arena(3 * 2**20 + 1, pin=True)

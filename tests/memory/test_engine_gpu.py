@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from card import CARD
 from memory.blocks import Block, equal, forward, inputs, model, plain, same, step, trained
 from torch.profiler import ProfilerActivity, profile
 
@@ -13,8 +14,7 @@ from simpletuner.memory.stream import Streamed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    *CARD,
 ]
 ALL, WIDE = range(7), 1024
 

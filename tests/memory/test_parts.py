@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from card import needs_card
 from memory.blocks import equal, inputs, model, plain, step
 from tiny_flux import clip_tokenizer, t5_tokenizer, text_encoders, vae
 from torch import nn
@@ -59,8 +60,7 @@ def test_visitors_leave_after_an_error_too(elsewhere):
     assert addresses(module) == before and elsewhere
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_card
 def test_on_a_gpu_the_weights_leave_and_the_numbers_stay():
     device = torch.device("cuda")
     blocks = model(device=device)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
+from card import CARD, COMPILER
 from functional_flux import attached, difference, outcome, whole
 from packed import COMPUTE, KINDS, on_card, packed, shrunk
 from torch import Tensor, nn
@@ -27,11 +28,8 @@ from simpletuner.models.flux.layout import image_ids, text_ids
 from simpletuner.quantization.linear import PackedLinear
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),  # of the compiler itself
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    *CARD,
+    *COMPILER,
 ]
 TEXT, EDGE, CHANNELS, JOINT, POOLED = 512, 64, 64, 4096, 768  # EDGE in latent cells: 1024 image tokens
 NOISE = 1.5  # times the distance that the twin in bf16 has from fp32

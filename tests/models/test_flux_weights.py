@@ -180,16 +180,16 @@ def test_a_file_is_hashed_once_and_again_when_it_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("SIMPLETUNER_STATE_DIR", str(tmp_path / "state"))
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"one")
-    first = digests.digest(file)
+    first = digests.digests([file])[0]
     memory = json.loads(digests.memory_path().read_text())
     memory[str(file)][2] = "remembered"
     digests.memory_path().write_text(json.dumps(memory))
-    assert digests.digest(file) == "remembered"
+    assert digests.digests([file])[0] == "remembered"
     file.write_bytes(b"two!")
-    assert digests.digest(file) not in ("remembered", first)
+    assert digests.digests([file])[0] not in ("remembered", first)
     digests.memory_path().write_text("torn{")
     file.write_bytes(b"one")
-    assert digests.digest(file) == first
+    assert digests.digests([file])[0] == first
 
 
 def hub_cache(folder: Path, root: Path, name: str) -> Path:
@@ -217,7 +217,7 @@ def test_a_hub_id_is_read_from_the_hubs_cache_and_its_blobs_name_the_content(fol
     family.prepare()
     assert equal(family.load_denoiser("cpu"), make(folders[True]).load_denoiser("cpu"))
     blob = (cache / "models--owner--tiny/snapshots" / ("a" * 40) / "vae" / WEIGHTS).resolve()
-    assert digests.digest(blob) == blob.name
+    assert digests.digests([blob])[0] == blob.name
     with pytest.raises(RemoteError) as caught:
         make("owner/other", cache_dir=str(cache)).prepare()
     assert caught.value.exit_code == 8

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from card import CARD
 from torch.nn import Parameter
 
 from simpletuner.optim.build import build
@@ -10,9 +11,8 @@ from simpletuner.rules.packages import installed
 from simpletuner.training.state import load_optimizer, save_optimizer
 
 pytestmark = [
-    pytest.mark.gpu,
+    *CARD,
     pytest.mark.filterwarnings("default"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.skipif(not installed("bitsandbytes"), reason="needs bitsandbytes"),
 ]
 SHAPES = {"large": (16, 12288), "small": (16, 3072), "tiny": (7,)}  # bitsandbytes pages from 1e5 numbers on

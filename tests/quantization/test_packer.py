@@ -311,12 +311,12 @@ def test_settings_reach_diffusers(loaded):
 
 def test_the_source_decides_the_key(folder, tmp_path):
     """One changed byte of the weights is another fingerprint, hence another key."""
-    from simpletuner.models.digests import digest
+    from simpletuner.models.digests import digests
 
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (file,) = copy.glob("*.safetensors")
-    before = Packer(KIND, torch.float32).key(digest(file, remember=False))
+    before = Packer(KIND, torch.float32).key(digests([file], remember=False)[0])
     with file.open("r+b") as handle:
         handle.seek(-1, os.SEEK_END)
         handle.write(b"\x01")
-    assert Packer(KIND, torch.float32).key(digest(file, remember=False)) != before
+    assert Packer(KIND, torch.float32).key(digests([file], remember=False)[0]) != before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from card import CARD
 from quantization.kinds import EVERY, parameters
 
 from simpletuner.quantization import probe, store
@@ -12,7 +13,7 @@ from simpletuner.quantization.linear import PackedLinear
 from simpletuner.quantization.packer import Packer
 from simpletuner.quantization.quantize import quantise
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+pytestmark = CARD
 GPU = torch.device("cuda")
 
 

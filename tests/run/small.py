@@ -34,6 +34,12 @@ ROOT = Path(__file__).parents[2]
 SIZES = ((80, 80), (64, 64), (120, 70), (70, 120), (90, 60), (64, 96), (100, 100))  # width, height: several buckets
 SQUARE = ((64, 64),) * 8
 RESULT = "pytorch_lora_weights.safetensors"
+SAMPLES = {  # options of a run that makes a small picture now and then
+    "validation_disable": False,
+    "validation_prompt": "photo of a red cat",
+    "validation_num_inference_steps": 2,
+    "validation_resolution": "64x64",
+}
 
 
 def paint(folder: Path, sizes=SIZES) -> Path:

@@ -13,13 +13,7 @@ from simpletuner.memory import parts
 from simpletuner.memory.stream import Streamed
 
 STEPS = {"max_train_steps": 3, "checkpoint_step_interval": 3, "gradient_checkpointing": True}
-SAMPLES = {
-    "validation_disable": False,
-    "validation_prompt": "photo of a red cat",
-    "validation_num_inference_steps": 2,
-    "validation_resolution": "64x64",
-    "validation_step_interval": 2,
-}
+SAMPLES = small.SAMPLES | {"validation_step_interval": 2}
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,7 @@ from simpletuner.data.loader import Loader
 from simpletuner.errors import ConfigError
 from simpletuner.events import read_lines
 
-VALIDATION = {
-    "validation_disable": False,
-    "validation_prompt": "photo of a red cat",
-    "validation_num_inference_steps": 2,
-    "validation_resolution": "64x64",
-    "validation_step_interval": 3,
-}
+VALIDATION = small.SAMPLES | {"validation_step_interval": 3}
 FULL = {"model_type": "full", "lora_rank": None, "learning_rate": 1e-3}
 VARIANTS = {
     "plain": {},

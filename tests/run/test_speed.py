@@ -21,10 +21,7 @@ from simpletuner.kernels import attention
 from simpletuner.rules.packages import installed
 
 SHORT = {"max_train_steps": 2, "checkpoint_step_interval": 2}
-SAMPLED = {
-    "validation_disable": False, "validation_prompt": "photo of a red cat", "validation_num_inference_steps": 3,
-    "validation_resolution": "64x64", "validation_step_interval": 2,
-}  # fmt: skip
+SAMPLED = small.SAMPLES | {"validation_num_inference_steps": 3, "validation_step_interval": 2}
 NUM_BLOCKS, NUM_STEPS = 2, 3  # of the tiny model, and of a picture
 NF4 = pytest.param("nf4-bnb", marks=pytest.mark.skipif(not installed("bitsandbytes"), reason="needs bitsandbytes"))
 

@@ -16,13 +16,7 @@ from simpletuner.events import read_lines
 from simpletuner.types import Batch
 
 NANO = Path(simpletuner.__file__).parent / "nano"
-VALIDATION = {
-    "validation_disable": False,
-    "validation_prompt": "photo of a red cat",
-    "validation_num_inference_steps": 2,
-    "validation_resolution": "64x64",
-    "validation_step_interval": 5,
-}
+VALIDATION = small.SAMPLES | {"validation_step_interval": 5}
 
 
 @pytest.fixture(scope="module")

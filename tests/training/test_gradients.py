@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from simpletuner.kernels.device import TRITON
 from simpletuner.optim.adamw_bf16 import AdamWBF16
-from simpletuner.training.gradients import TRITON, Gradients
+from simpletuner.training.gradients import Gradients
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"

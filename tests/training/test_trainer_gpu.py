@@ -2,14 +2,12 @@
 
 import pytest
 import torch
+from card import CARD
 from toy_run import equal
 
 from simpletuner.errors import DivergedError
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = CARD
 RULES = ["adamw_bf16", "torch-adamw", "torch-sgd", "torch-adafactor"]  # the last one cannot drop an update by itself
 SAVES = {"saving": {"checkpoint_step_interval": 2}}
 

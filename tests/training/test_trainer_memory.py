@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from card import needs_card
 from replayed import Replayed
 from toy_run import equal
 
@@ -149,8 +150,7 @@ def test_a_second_failure_saves_the_last_whole_step(run, straight):
     assert equal(again.everything(), straight.everything())
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_card
 @pytest.mark.parametrize("failing", [0, 1, 4, 5], ids=["plain", "fast", "first replayed", "second replayed"])
 def test_on_a_device_with_true_recordings(run, failing):
     from simpletuner.kernels.graphs import Graphs

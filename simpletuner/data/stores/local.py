@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from simpletuner import newfile
 from simpletuner.errors import DataError, DiskError
 from simpletuner.protocols import Listing
 
@@ -120,11 +121,7 @@ class LocalStore:
         with self._lock:
             folders, self._unsynced = set(self._unsynced), []
         for folder in folders:
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            newfile.sync(folder)
 
     def exists(self, path: str) -> bool:
         return (self.root / path).exists()

@@ -6,16 +6,15 @@ tests/models/test_flux_forward.py compares outputs and all gradients. B pictures
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simpletuner.kernels.attention import Attention
 from simpletuner.kernels.lora import Linear, adapted
 
-Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q, k, v (B, S, heads, width), mask -> (B, S, D)
 EPS = 1e-6  # of all norms
 LIMIT = 65504.0  # the largest fp16 number: activations of the last blocks may leave its range
 

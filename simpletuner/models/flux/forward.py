@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simpletuner.kernels import weights as kept
+from simpletuner.kernels.attention import Attention
 from simpletuner.kernels.lora import Linear, LowRank
 from simpletuner.models.flux.blocks import (
-    Attention,
     DoubleWeights,
     Side,
     SingleWeights,
