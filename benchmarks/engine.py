@@ -4,7 +4,7 @@
 
 Each row is a configuration that runs in this process from its file to its last step: loader, caches, trainer, all of
 it. The row `peer` is what most trainers do (diffusers' module, PEFT, autocast, no compiler), in the same process, for
-the ratio. Weights are random; see full_size.py.
+the ratio. Weights are random; see model.py.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import fnmatch
 import gc
 import itertools
 import json
-import shutil
 import statistics
-import threading
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from full_size import write_job, write_small_parts, write_transformer
+from model import write_job, write_model
+from watch import Watch
 
 GIB = 2**30
 WARM = 6  # steps that are not timed: the first runs plain, then the blocks are compiled and the step recorded
@@ -52,28 +51,6 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-class Watch(threading.Thread):
-    """The most that the driver says is in use, and the most anonymous memory of this process."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.seen: list[tuple[float, int]] = []
-        self.ram = 0
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        while not self.over.is_set():
-            free, total = torch.cuda.mem_get_info()
-            self.seen.append((time.time(), total - free))
-            status = Path("/proc/self/status").read_text()
-            self.ram = max(self.ram, int(status.split("RssAnon:")[1].split()[0]) * 1024)
-            time.sleep(0.02)
-
-    def most(self, begin: float, end: float) -> float:
-        """GiB in use by the driver's count at the peak between two times."""
-        return round(max((used for when, used in self.seen if begin <= when <= end), default=0) / GIB, 2)
-
-
 def clean() -> None:
     torch.compiler.reset()
     gc.collect()
@@ -81,24 +58,24 @@ def clean() -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-def job(options: argparse.Namespace, name: str, size: int, settings: dict[str, Any], steps: int) -> Path:
-    chosen = argparse.Namespace(size=size, target="all+ffs", steps=steps, no_checkpointing=False)
-    path = write_job(options.work, chosen)
-    own = {f"cache_dir_{kind}": str(options.work / "cache" / kind) for kind in ("text", "vae")}
-    own["quantize_cache_dir"] = str(options.work / "cache/weights")
-    config = json.loads(path.read_text()) | own | {"learning_rate": 3e-4} | settings
-    shutil.rmtree(config["output_dir"], ignore_errors=True)
-    path.write_text(json.dumps(config))
-    return path
+def job(options: argparse.Namespace, size: int, settings: dict[str, Any]) -> Path:
+    cache = options.work / "cache"
+    folders = {
+        "cache_dir_text": cache / "text",
+        "cache_dir_vae": cache / "vae",
+        "quantize_cache_dir": cache / "weights",
+    }
+    own = {name: str(folder) for name, folder in folders.items()} | {"learning_rate": 3e-4} | settings
+    return write_job(options.work, size=size, steps=options.steps, target="all+ffs", **own)
 
 
 def product(options: argparse.Namespace, name: str, size: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One row: trains and reads what the run wrote about itself."""
     from simpletuner.process import run
 
-    path = job(options, name, size, settings, options.steps)
+    path = job(options, size, settings)
     clean()
-    watch = Watch()
+    watch = Watch(lambda: [Path("/proc/self")])
     watch.start()
     started = time.time()
     code = run(path)
@@ -116,6 +93,7 @@ def product(options: argparse.Namespace, name: str, size: int, settings: dict[st
         if e["data"].get("stage") == "init_load_base_model"
     ]
     half = len(losses) // 2
+    most, ram = watch.most(started, done[-1])
     seconds = [b - a for a, b in itertools.pairwise(done[WARM:])]
     return {
         "row": name,
@@ -123,9 +101,9 @@ def product(options: argparse.Namespace, name: str, size: int, settings: dict[st
         "fastest": round(min(seconds), 4),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
         "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
-        "driver_gib": watch.most(started, done[-1]),
-        "steady_gib": watch.most(done[WARM], done[-1]),
-        "ram_gib": round(watch.ram / GIB, 2),
+        "driver_gib": round(most / GIB, 2),
+        "steady_gib": round(watch.most(done[WARM], done[-1])[0] / GIB, 2),
+        "ram_gib": round(ram / GIB, 2),
         "load_s": round(loads[-1] - loads[0], 1) if len(loads) > 1 else None,
         "first_step_s": round(done[0] - started, 1),
         "fast_from_s": round(done[WARM] - started, 1),
@@ -225,10 +203,8 @@ def main() -> None:
     begun = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    if not (options.work / "model/transformer/config.json").exists():
-        write_transformer(options.work / "model/transformer", "cuda")
-        write_small_parts(options.work / "model")
-        print(f"wrote the model in {time.monotonic() - begun:.0f} s", flush=True)
+    write_model(options.work / "model")
+    print(f"the model is there after {time.monotonic() - begun:.0f} s", flush=True)
     records: list[dict[str, Any]] = []
     peers = {f"peer {size} {word}": (size, word == "ckpt") for size in (512, 1024) for word in ("none", "ckpt")}
     for pattern in options.rows:

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py --work /fast/disk --out benchmarks/results
 
-Weights are random, of the published shapes: transformer 11.9 G, T5 4.8 G, CLIP, VAE. The driver is asked every 50 ms
-how much memory of the GPU is in use; events tell which phase it was.
+Weights are random, of the published shapes: transformer 11.9 G, T5 4.8 G, CLIP, VAE. The driver is asked again and
+again how much memory of the GPU is in use; events tell which phase it was.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import torch
-from full_size import write_job, write_small_parts, write_transformer
+from model import write_job, write_model
 from safetensors.torch import save_file
+from watch import Watch
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -69,37 +70,14 @@ def write_encoders(folder: Path, device: str) -> None:
         save_file(state, folder / part / "model.safetensors", {"format": "pt"})
 
 
-def anonymous_bytes() -> int:
-    """RAM that the trainer holds and the system cannot take back: pages of mapped files do not count."""
-    found = 0
+def trainers() -> list[Path]:
+    """The trainer's processes."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):  # it has ended
             if b"simpletuner.recipe" in (process / "cmdline").read_bytes():
-                status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-                found += int(status["RssAnon"].split()[0]) * 1024
-        except (OSError, KeyError):  # it has ended
-            continue
+                found.append(process)
     return found
-
-
-class Watch(threading.Thread):
-    """What the driver says is in use, every 50 ms, and what the trainer holds in RAM."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.seen: list[tuple[float, int, int]] = []
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        while not self.over.is_set():
-            free, total = torch.cuda.mem_get_info()
-            self.seen.append((time.time(), total - free, anonymous_bytes()))
-            time.sleep(0.05)
-
-    def most(self, begin: float, end: float) -> tuple[int, int]:
-        """(bytes of the GPU, bytes of RAM) at their peaks."""
-        seen = [(used, ram) for when, used, ram in self.seen if begin <= when <= end]
-        return max((used for used, _ in seen), default=0), max((ram for _, ram in seen), default=0)
 
 
 def phases(events: list[dict], watch: Watch, idle: int) -> dict[str, list[float]]:
@@ -127,15 +105,12 @@ def phases(events: list[dict], watch: Watch, idle: int) -> dict[str, list[float]
 
 def one(options: argparse.Namespace, size: int, batch: int, settings: dict) -> dict:
     """Trains a few steps and returns what was measured and what was estimated."""
-    chosen = argparse.Namespace(size=size, target="all", steps=options.steps, no_checkpointing=False)
-    path = write_job(options.work, chosen)
     caches = {f"cache_dir_{kind}": str(options.work / "cache" / kind) for kind in ("text", "vae")}
-    config = json.loads(path.read_text()) | {"train_batch_size": batch, **caches, **settings}
-    path.write_text(json.dumps(config))
-    shutil.rmtree(options.work / "out", ignore_errors=True)
+    own = {"train_batch_size": batch, **caches, **settings}
+    path = write_job(options.work, size=size, steps=options.steps, target="all", **own)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
-    watch = Watch()
+    watch = Watch(trainers)
     watch.start()
     command = [sys.executable, "-m", "simpletuner.cli.main", "train", "--config", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -174,8 +149,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if not (options.work / "model").exists():
         started = time.monotonic()
-        write_transformer(options.work / "model/transformer", "cuda")
-        write_small_parts(options.work / "model")
+        write_model(options.work / "model")
         write_encoders(options.work / "model", "cuda")
         print(f"wrote the model in {time.monotonic() - started:.0f} s", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,7 @@ def test_a_state_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypa
 
 def test_an_unmeasured_device_gets_a_range_or_nothing():
     low, high = rates.guess("NVIDIA H100 80GB HBM3", 16)
-    assert low < 266e12 < high  # measured at 1024x1024: benchmarks/results/full_size.json, in operations of plan.work
+    assert low < 266e12 < high  # measured at 1024x1024 before blocks were compiled, in operations of plan.work
     assert rates.guess("CPU", 4)[1] == 2 * rates.guess("CPU", 2)[1]
     assert rates.guess("a card that nobody has seen", 16) is None
 

@@ -1,22 +1,15 @@
-"""Trains a LoRA on a Flux of the true size through `simpletuner train`; reports seconds per step and peak memory.
+"""A Flux of the true size with random weights, and jobs that train a LoRA on it: what the other programs here run.
 
-    python benchmarks/full_size.py --work /fast/disk --out benchmarks/results
-
-Weights are random (19 + 38 blocks, 11.9 G parameters, sharded safetensors); VAE and text encoders are small random
-ones that give latents and embeddings of the true shapes. The product's own loader, caches and trainer do the rest.
+19 + 38 blocks, 11.9 G parameters, sharded safetensors; VAE and text encoders are small random ones that give latents
+and embeddings of the true shapes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import shutil
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -39,7 +32,6 @@ TRANSFORMER = {
 }
 ENCODERS = ("text_encoder", "text_encoder_2")
 SHARD_BYTES = 4_000_000_000
-WARM_STEPS = 5  # not timed: allocator and autotuning settle
 
 
 def write_transformer(folder: Path, device: str) -> None:
@@ -115,90 +107,37 @@ def write_small_parts(folder: Path) -> None:
     ).save_pretrained(folder / "text_encoder_2")
 
 
-def write_job(work: Path, options: argparse.Namespace) -> Path:
-    """Pictures, dataset list and configuration; returns the latter."""
+def write_model(folder: Path) -> None:
+    """The whole model, unless it is there."""
+    if not (folder / "transformer/config.json").exists():
+        write_transformer(folder / "transformer", "cuda" if torch.cuda.is_available() else "cpu")
+        write_small_parts(folder)
+
+
+def write_job(work: Path, *, size: int, steps: int, target: str, **settings: Any) -> Path:
+    """Pictures, dataset list and the configuration, which is returned; settings: further options. No result is left."""
     pictures = work / "pictures"
     pictures.mkdir(exist_ok=True)
     for number in range(8):
-        noise = torch.randint(0, 256, (options.size, options.size, 3), generator=torch.Generator().manual_seed(number))
+        noise = torch.randint(0, 256, (size, size, 3), generator=torch.Generator().manual_seed(number))
         Image.fromarray(noise.byte().numpy()).save(pictures / f"a picture of thing {number}.png")
-    datasets = [{"id": "random", "type": "local", "instance_data_dir": str(pictures), "resolution": options.size}]
+    datasets = [{"id": "random", "type": "local", "instance_data_dir": str(pictures), "resolution": size}]
     (work / "multidatabackend.json").write_text(json.dumps(datasets))
     config = {
         "model_flavour": "dev",
         "pretrained_model_name_or_path": str(work / "model"),
         "output_dir": str(work / "out"),
         "data_backend_config": str(work / "multidatabackend.json"),
-        "resolution": options.size,
+        "resolution": size,
         "lora_rank": 16,
-        "flux_lora_target": options.target,
-        "max_train_steps": options.steps,
+        "flux_lora_target": target,
+        "max_train_steps": steps,
         "mixed_precision": "bf16",
-        "gradient_checkpointing": not options.no_checkpointing,
         "validation_disable": True,
         "checkpoint_step_interval": 10_000,
+        **settings,
     }
+    shutil.rmtree(work / "out", ignore_errors=True)
     path = work / "config.json"
     path.write_text(json.dumps(config))
     return path
-
-
-def report(output_dir: Path, facts: dict, out: Path) -> None:
-    """Reads the run's own metrics and writes the table."""
-    lines = [json.loads(line)["values"] for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    events = [json.loads(line) for line in (output_dir / "events.jsonl").read_text().splitlines()]
-    seconds = [e["data"]["seconds"] for e in events if e["type"] == "step.done"][WARM_STEPS:]
-    losses = [v["train_loss"] for v in lines]
-    record = facts | {
-        "steps": len(lines),
-        "seconds_per_step_median": round(statistics.median(seconds), 4),
-        "seconds_per_step_min": round(min(seconds), 4),
-        "peak_allocated_gib": round(max(v.get("vram_peak_bytes", 0) for v in lines) / 2**30, 2),
-        "rss_gib": round(max(v["rss_bytes"] for v in lines) / 2**30, 2),
-        "data_wait_seconds_median": round(statistics.median(v["data_wait_seconds"] for v in lines), 5),
-        "loss_first": round(losses[0], 4),
-        "loss_last": round(losses[-1], 4),
-        "all_losses_finite": all(v == v for v in losses),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "full_size.json").write_text(json.dumps(record, indent=2) + "\n")
-    table = ["| Figure | Value |", "|---|---|", *(f"| {key} | {value} |" for key, value in record.items())]
-    (out / "full_size.md").write_text("\n".join(table) + "\n")
-    print("\n".join(table))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="a folder on a fast disk with 30 GB free")
-    parser.add_argument("--out", type=Path, required=True, help="where the table goes")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--target", default="all+ffs")
-    parser.add_argument("--no-checkpointing", action="store_true")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    started = time.monotonic()
-    if not (options.work / "model").exists():
-        write_transformer(options.work / "model/transformer", device)
-        write_small_parts(options.work / "model")
-        print(f"wrote the model in {time.monotonic() - started:.0f} s", flush=True)
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    started = time.monotonic()
-    shutil.rmtree(options.work / "out", ignore_errors=True)
-    config = write_job(options.work, options)
-    subprocess.run([sys.executable, "-m", "simpletuner.cli.main", "train", "--config", str(config)], check=True)
-    facts = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
-        "torch": torch.__version__,
-        "size": f"{options.size}x{options.size}",
-        "targets": options.target,
-        "gradient_checkpointing": not options.no_checkpointing,
-        "seconds_in_all": round(time.monotonic() - started, 1),
-    }
-    report(options.work / "out", facts, options.out)
-
-
-if __name__ == "__main__":
-    main()
