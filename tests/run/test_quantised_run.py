@@ -11,7 +11,7 @@ import small
 import torch
 from quantization.kinds import missing, parameters
 
-from simpletuner import encoding, process
+from simpletuner import encoding, newfile, process
 from simpletuner.adapters.lora import Lora
 from simpletuner.errors import HardwareError
 from simpletuner.quantization import packer as packing
@@ -116,7 +116,7 @@ def test_an_unclean_end_has_the_hashes_compared(quantised, monkeypatch):
     path = quantised(max_train_steps=2)
     small.train(path)
     read = []
-    monkeypatch.setattr(shelf, "sha256", lambda file: read.append(file) or "another")
+    monkeypatch.setattr(newfile, "sha256", lambda file: read.append(file) or "another")
     run = small.prepared(path)  # whose log has no ending: `train` of these tests writes none
     assert run.events.unclean
     run.family = run.load_family()
