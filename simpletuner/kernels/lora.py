@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simpletuner.kernels.product import frozen_product, unvalued_product
+from simpletuner.kernels.product import adapted_product, frozen_product, unvalued_product
 
 
 class LowRank(NamedTuple):
@@ -40,13 +40,8 @@ def adapted(
         return frozen_product(x, linear.weight, linear.bias) if valued else unvalued_product(x, linear.weight)
     a = [factor.a.to(x.dtype) for _, factor in present]
     b = [(factor.b * factor.scale).to(x.dtype) for _, factor in present]
-    inner = F.linear(x, a[0] if len(a) == 1 else torch.cat(a))  # (..., sum of r)
     outer = _diagonal([index for index, _ in present], b, sizes)
-    if not valued:
-        return unvalued_product(x, linear.weight, inner, outer)
-    y = frozen_product(x, linear.weight, linear.bias)
-    # One product that adds as it writes: a sum of its own would read and write y once more.
-    return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), outer.t()).view_as(y)
+    return adapted_product(x, linear.weight, linear.bias, a[0] if len(a) == 1 else torch.cat(a), outer, valued=valued)
 
 
 def _diagonal(places: Sequence[int], b: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:

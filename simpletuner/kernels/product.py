@@ -1,9 +1,10 @@
-"""The product of an activation with a frozen matrix, however the matrix is kept.
+"""The product of an activation with a frozen matrix, however the matrix is kept, and with low-rank factors on it.
 
 One autograd rule serves every packed kind: forward multiplies with the unpacked matrix, backward unpacks it again, and
 only the packed tensors are held in between. The whole product is one operator, opaque to the compiler. Were the
 unpacking an operator of its own, the compiler would find the same call in forward and backward, share it, and keep
-every unpacked matrix of the model from the one to the other.
+every unpacked matrix of the model from the one to the other. Factors belong to the operator too, because inside it one
+product can add to the result of another where that lies; the compiler copies it first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from simpletuner.kernels import compute8
 from simpletuner.kernels.device import TRITON
 from simpletuner.kernels.weights import Compute8, Groups, Nf4, Plain, Rows
 
-KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Rows, Compute8, Groups, Nf4)}
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Plain, Rows, Compute8, Groups, Nf4)}
 
 
 def frozen_product(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
@@ -31,104 +32,169 @@ def frozen_product(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor
         return F.linear(x, weight.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     if torch.is_autocast_enabled(x.device.type):  # as F.linear does
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    tensors = [part for part in weight if isinstance(part, Tensor)]
-    return _product(x, tensors, bias, _told(weight))
+    return _product(x, *_told(weight), bias)
 
 
-def unvalued_product(x: Tensor, weight: Any, inner: Tensor | None = None, outer: Tensor | None = None) -> Tensor:
-    """Stands for x W^T + inner outer^T (..., out) where nobody reads the value, only the gradients, which are right.
+def adapted_product(x: Tensor, weight: Any, bias: Tensor | None, a: Tensor, b: Tensor, *, valued: bool = True) -> Tensor:
+    """x Wᵀ + bias + (x aᵀ) bᵀ: x (..., in), a (r, in) and b (out, r) in one dtype, which the result (..., out) has.
 
-    For what is computed again in a backward pass and would end with a product that has been used already. inner:
-    (..., r), outer: (out, r), or neither.
+    No weight has a gradient here, plain or packed. Without `valued` nobody reads the value, see `unvalued_product`.
     """
-    tensors = [part for part in weight if isinstance(part, Tensor)]
-    kind = "" if isinstance(weight, Plain) else _told(weight)
-    return _Unvalued.apply(x, inner, outer, weight.shape[0], kind, *tensors)
+    if not valued:
+        return unvalued_product(x, weight, a, b)
+    return _adapted_product(x, *_told(weight), bias, a, b)[0]
+
+
+def unvalued_product(x: Tensor, weight: Any, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    """Stands for x Wᵀ + (x aᵀ) bᵀ (..., out) where nobody reads the value, only the gradients, which are right.
+
+    For what is computed again in a backward pass and would end with a product that has been used already.
+    """
+    tensors, kind = _told(weight)
+    return _Unvalued.apply(x, a, b, weight.shape[0], kind, *tensors)
 
 
 class _Unvalued(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, inner: Tensor | None, outer: Tensor | None, num_rows: int, kind: str, *tensors: Tensor
+        ctx: Any, x: Tensor, a: Tensor | None, b: Tensor | None, num_rows: int, kind: str, *tensors: Tensor
     ) -> Tensor:
-        ctx.kind, ctx.adapted = kind, inner is not None
-        ctx.save_for_backward(*([inner, outer] if inner is not None else []), *tensors)
+        ctx.kind = kind
+        ctx.save_for_backward(*((None,) * 4 if a is None else (x, F.linear(x, a), a, b)), *tensors)
         return x.new_empty(*x.shape[:-1], num_rows)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved = list(ctx.saved_tensors)
-        d_inner = d_outer = None
-        if ctx.adapted:
-            inner, outer = saved.pop(0), saved.pop(0)
-            d_inner = dy @ outer
-            d_outer = dy.flatten(0, -2).t() @ inner.flatten(0, -2)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = _product_dx(dy, saved, ctx.kind) if ctx.kind else dy @ saved[0].to(dy.dtype)
-        return dx, d_inner, d_outer, None, None, *(None for _ in saved)
+        x, inner, a, b, *tensors = ctx.saved_tensors
+        found = _gradients(ctx.needs_input_grad[0], dy, tensors, ctx.kind, x, inner, a, b)
+        return *found, None, None, *(None for _ in tensors)
 
 
-def _told(weight: Any) -> str:
-    numbers = [str(part) for part in weight if not isinstance(part, Tensor)]
-    return " ".join((type(weight).__name__, *numbers))
+def _told(weight: Any) -> tuple[list[Tensor], str]:
+    """A weight's tensors, and its name and numbers ("Groups 3072 3072"): operators take no named tuples."""
+    tensors = [part for part in weight if isinstance(part, Tensor)]
+    return tensors, " ".join((type(weight).__name__, *(str(part) for part in weight if not isinstance(part, Tensor))))
 
 
 def _weight(tensors: Sequence[Tensor], kind: str) -> Any:
-    """A weight from its tensors and its name and numbers ("Groups 3072 3072"): operators take no named tuples."""
+    """The inverse of `_told`."""
     name, *numbers = kind.split()
     return KINDS[name](*tensors, *map(int, numbers))
 
 
 @torch.library.custom_op("simpletuner::packed_product", mutates_args=())
-def _product(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kind: str) -> Tensor:
-    weight = _weight(tensors, kind)
-    rows = x.reshape(-1, x.shape[-1])
-    bias = None if bias is None else bias.to(x.dtype)
-    if compute8.suits(rows, weight):
-        y = compute8.product(rows, weight, bias)
-    else:
-        y = F.linear(rows, plain(weight, x.dtype), bias)
-    return y.view(*x.shape[:-1], weight.shape[0])
+def _product(x: Tensor, tensors: Sequence[Tensor], kind: str, bias: Tensor | None) -> Tensor:
+    weight, rows = _weight(tensors, kind), x.reshape(-1, x.shape[-1])
+    return _direct(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
 @_product.register_fake
-def _(x: Tensor, tensors: Sequence[Tensor], bias: Tensor | None, kind: str) -> Tensor:
+def _(x: Tensor, tensors: Sequence[Tensor], kind: str, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], _weight(tensors, kind).shape[0])
 
 
+@torch.library.custom_op("simpletuner::adapted_product", mutates_args=())
+def _adapted_product(
+    x: Tensor, tensors: Sequence[Tensor], kind: str, bias: Tensor | None, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The result and x aᵀ (..., r)."""
+    weight, rows = _weight(tensors, kind), x.reshape(-1, x.shape[-1])
+    inner = F.linear(rows, a)
+    if _quick(rows, weight):
+        y = _direct(rows, weight, bias).addmm_(inner, b.t())
+    else:  # the small product goes first: the large one has time to read its result while it computes
+        y = F.linear(inner, b, None if bias is None else bias.to(x.dtype))
+        y.addmm_(rows, plain(weight, x.dtype).t())
+    return y.view(*x.shape[:-1], weight.shape[0]), inner.view(*x.shape[:-1], len(a))
+
+
+@_adapted_product.register_fake
+def _(
+    x: Tensor, tensors: Sequence[Tensor], kind: str, bias: Tensor | None, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(*x.shape[:-1], _weight(tensors, kind).shape[0]), x.new_empty(*x.shape[:-1], len(a))
+
+
 @torch.library.custom_op("simpletuner::packed_product_dx", mutates_args=())
-def _product_dx(dy: Tensor, tensors: Sequence[Tensor], kind: str) -> Tensor:
-    """dy W: the gradient of the input, (..., in) in the dtype of dy (..., out)."""
-    weight = _weight(tensors, kind)
-    rows = dy.reshape(-1, dy.shape[-1])
-    dx = compute8.product_dx(rows, weight) if compute8.suits(rows, weight) else rows @ plain(weight, dy.dtype)
+def _product_dx(dy: Tensor, tensors: Sequence[Tensor], kind: str, d_inner: Tensor | None, a: Tensor | None) -> Tensor:
+    """dy W + d_inner a: the gradient of the input, (..., in) in the dtype of dy (..., out). d_inner: (..., r)."""
+    weight, rows = _weight(tensors, kind), dy.reshape(-1, dy.shape[-1])
+    through = None if d_inner is None else d_inner.reshape(-1, d_inner.shape[-1])
+    if compute8.suits(rows, weight):
+        dx = compute8.product_dx(rows, weight)
+        dx = dx if through is None else dx.addmm_(through, a)
+    elif through is None:
+        dx = rows @ plain(weight, dy.dtype)
+    else:
+        dx = torch.mm(through, a).addmm_(rows, plain(weight, dy.dtype))  # in this order as above
     return dx.view(*dy.shape[:-1], weight.shape[1])
 
 
 @_product_dx.register_fake
-def _(dy: Tensor, tensors: Sequence[Tensor], kind: str) -> Tensor:
+def _(dy: Tensor, tensors: Sequence[Tensor], kind: str, d_inner: Tensor | None, a: Tensor | None) -> Tensor:
     return dy.new_empty(*dy.shape[:-1], _weight(tensors, kind).shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, tensors, bias, ctx.kind = inputs
+def _gradients(
+    need_x: bool, dy: Tensor, tensors: Sequence[Tensor], kind: str,
+    x: Tensor | None = None, inner: Tensor | None = None, a: Tensor | None = None, b: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Of x, a and b."""
+    d_inner = da = db = None
+    if x is not None and inner is not None and b is not None:
+        d_inner = dy @ b
+        da = d_inner.flatten(0, -2).t() @ x.flatten(0, -2)
+        db = dy.flatten(0, -2).t() @ inner.flatten(0, -2)
+    return _product_dx(dy, tensors, kind, d_inner, a) if need_x else None, da, db
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, tensors, ctx.kind, bias, *factors = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*((x, output[1], *factors) if factors else (None,) * 4), *tensors)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    need_x, _, need_bias, *_ = ctx.needs_input_grad
-    dx = _product_dx(dy, ctx.saved_tensors, ctx.kind) if need_x else None
-    db = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=ctx.bias_dtype) if need_bias else None
-    return dx, [None] * len(ctx.saved_tensors), db, None
+def _backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Any, ...]:
+    needed = ctx.needs_input_grad
+    x, inner, a, b, *tensors = ctx.saved_tensors
+    dx, *factors = _gradients(needed[0], dy, tensors, ctx.kind, x, inner, a, b)
+    of_bias = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=ctx.bias_dtype) if needed[3] else None
+    return dx, [None] * len(tensors), None, of_bias, *(factors if a is not None else ())
 
 
 _product.register_autograd(_backward, setup_context=_keep)
+_adapted_product.register_autograd(_backward, setup_context=_keep)
+
+
+def _quick(rows: Tensor, weight: Any) -> bool:
+    """Whether these rows are multiplied with the packed codes as they are."""
+    return compute8.suits(rows, weight) or _few(rows, weight)
+
+
+def _few(rows: Tensor, weight: Any) -> bool:
+    if not (TRITON and rows.is_cuda):
+        return False
+    from simpletuner.kernels import few
+
+    return few.suits(rows, weight)
+
+
+def _direct(rows: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + bias for rows x (M, in), in the quickest way."""
+    bias = None if bias is None else bias.to(rows.dtype)
+    if compute8.suits(rows, weight):
+        return compute8.product(rows, weight, bias)
+    if _few(rows, weight):
+        from simpletuner.kernels import few
+
+        return few.product(rows, weight, bias)
+    return F.linear(rows, plain(weight, rows.dtype), bias)
 
 
 def plain(weight: Any, dtype: torch.dtype) -> Tensor:
     """The matrix (out, in) in `dtype`, unpacked by the fastest means there is."""
+    if isinstance(weight, Plain):
+        return weight.weight.to(dtype)
     if TRITON and weight.codes.is_cuda:
         from simpletuner.kernels.unpack import unpack  # Triton is imported where there is a device for it
 

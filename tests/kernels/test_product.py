@@ -96,8 +96,11 @@ def test_the_operators_keep_torchs_rules(kind):
     x, dy = drawn(2, 20, IN).requires_grad_(), drawn(2, 20, OUT)
     checks = ["test_autograd_registration", "test_faketensor"]
     checks += [] if "float8" in kind else ["test_schema"]  # which compares tensors in ways that float8 lacks on the CPU
-    torch.library.opcheck(torch.ops.simpletuner.packed_product, (x, tensors, drawn(OUT), name), test_utils=checks)
-    torch.library.opcheck(torch.ops.simpletuner.packed_product_dx, (dy, tensors, name), test_utils=checks)
+    torch.library.opcheck(torch.ops.simpletuner.packed_product, (x, tensors, name, drawn(OUT)), test_utils=checks)
+    factors = drawn(4, IN).requires_grad_(), drawn(OUT, 4).requires_grad_()
+    adapted = torch.ops.simpletuner.adapted_product
+    torch.library.opcheck(adapted, (x, tensors, name, drawn(OUT), *factors), test_utils=checks)
+    torch.library.opcheck(torch.ops.simpletuner.packed_product_dx, (dy, tensors, name, None, None), test_utils=checks)
 
 
 @pytest.mark.slow

@@ -115,6 +115,7 @@ def pass_through(blocks, runner, x):
     x.square().mean().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 @pytest.mark.parametrize("store", [Kept, Parked])
 def test_a_step_copies_nothing_back_and_the_host_waits_for_nothing(device, store):
     blocks = large(device)

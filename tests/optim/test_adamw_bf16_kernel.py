@@ -104,7 +104,7 @@ def test_one_step_is_the_twins_within_one_step_of_bf16(plain, rounding):
     for p, q in zip(ours, theirs, strict=True):
         apart = (p.detach().float() - q.detach().float()).abs()
         assert (apart <= q.detach().float().abs() * 2**-7 + 1e-6).all()
-        assert apart.mean() > 0 or rounding == "kahan"
+        assert apart.mean() > 0 or rounding == "kahan" or p.numel() < 100  # which may all be rounded alike
 
 
 def test_the_mean_of_many_roundings_is_the_unrounded_weight():

@@ -33,9 +33,10 @@ def test_it_is_packed_as_on_the_cpu(kind):
     w = torch.randn(256, 3072, generator=torch.Generator().manual_seed(5)).bfloat16() * 0.02
     there, here = (quantise(kind, w.to(device)).dequantize(torch.float32).cpu() for device in (GPU, "cpu"))
     step = (here - w.float()).abs().max()  # a code may be the next one where a quotient is near the middle
-    assert (there - here).abs().max() <= 2.1 * step and (there - here).norm() < 0.1 * (here - w.float()).norm() + 1e-6
+    assert (there - here).abs().max() <= 2.1 * step and (there - here).norm() < 0.2 * (here - w.float()).norm() + 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:Config Deprecation")  # torchao's, of what diffusers chooses
 @pytest.mark.parametrize("kind", parameters(diffusers=True))
 def test_what_diffusers_quantises_is_taken_over(kind, part):
     works(kind)
