@@ -3,8 +3,9 @@
     python benchmarks/engine.py --work /fast/disk --out benchmarks/results --rows "bf16*"
 
 Each row is a configuration that runs in this process from its file to its last step: loader, caches, trainer, all of
-it. The row `peer` is what most trainers do (diffusers' module, PEFT, autocast, no compiler), in the same process, for
-the ratio. Weights are random; see model.py.
+it; what the plan predicts stands beside what was measured. A row `peer` is what most trainers do (diffusers' module,
+PEFT, autocast, no compiler), in the same process, for the ratio; `start` is `simpletuner train` from the shell to its
+first step with caches that are there. Rows of an earlier call stay in the file. Weights are random; see model.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import gc
 import itertools
 import json
 import statistics
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,9 +31,14 @@ from watch import Watch
 GIB = 2**30
 WARM = 6  # steps that are not timed: the first runs plain, then the blocks are compiled and the step recorded
 CHECKPOINT, NONE = {"gradient_checkpointing": True}, {"gradient_checkpointing": False}
-COLUMNS = ("seconds", "reserved_gib", "driver_gib", "steady_gib", "ram_gib", "first_step_s", "loss")
+COLUMNS = {
+    "seconds": "s/step", "reserved_gib": "GiB reserved", "driver_gib": "GiB driver", "plan_gib": "planned",
+    "ram_gib": "RAM GiB", "first_step_s": "first step s", "loss": "loss, halves",
+}  # fmt: skip
+LONG = 200  # steps of the rows where losses are compared
 ROWS: dict[str, tuple[int, dict[str, Any]]] = {
     "bf16 512 none": (512, NONE),
+    "bf16 512 none, uncompiled": (512, {**NONE, "dynamo_backend": "no"}),
     "bf16 512 ckpt": (512, CHECKPOINT),
     "bf16 1024 none": (1024, NONE),
     "bf16 1024 ckpt": (1024, CHECKPOINT),
@@ -58,7 +67,7 @@ def clean() -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-def job(options: argparse.Namespace, size: int, settings: dict[str, Any]) -> Path:
+def job(options: argparse.Namespace, size: int, settings: dict[str, Any], steps: int) -> Path:
     cache = options.work / "cache"
     folders = {
         "cache_dir_text": cache / "text",
@@ -66,14 +75,15 @@ def job(options: argparse.Namespace, size: int, settings: dict[str, Any]) -> Pat
         "quantize_cache_dir": cache / "weights",
     }
     own = {name: str(folder) for name, folder in folders.items()} | {"learning_rate": 3e-4} | settings
-    return write_job(options.work, size=size, steps=options.steps, target="all+ffs", **own)
+    return write_job(options.work, size=size, steps=steps, target="all+ffs", **own)
 
 
 def product(options: argparse.Namespace, name: str, size: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One row: trains and reads what the run wrote about itself."""
     from simpletuner.process import run
 
-    path = job(options, size, settings)
+    steps = LONG if name in options.long else options.steps
+    path = job(options, size, settings, steps)
     clean()
     watch = Watch(lambda: [Path("/proc/self")])
     watch.start()
@@ -84,33 +94,77 @@ def product(options: argparse.Namespace, name: str, size: int, settings: dict[st
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     if code:
         return {"row": name, "error": str([e["data"] for e in events if e["severity"] == "error"][-1:])[:600]}
-    done = [datetime.fromisoformat(e["time"]).timestamp() for e in events if e["type"] == "step.done"]
-    metrics = [json.loads(line)["values"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    losses = [m["train_loss"] for m in metrics]
-    loads = [
-        datetime.fromisoformat(e["time"]).timestamp()
-        for e in events
-        if e["data"].get("stage") == "init_load_base_model"
-    ]
+    done = [at(e) for e in events if e["type"] == "step.done"]
+    losses = [json.loads(line)["values"]["train_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    loads = [at(e) for e in events if e["data"].get("stage") == "init_load_base_model"]
     half = len(losses) // 2
     most, ram = watch.most(started, done[-1])
     seconds = [b - a for a, b in itertools.pairwise(done[WARM:])]
-    return {
+    record = {
         "row": name,
+        "size": size,
+        "settings": settings,
+        "steps": steps,
         "seconds": round(statistics.median(seconds), 4),
         "fastest": round(min(seconds), 4),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
         "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "driver_gib": round(most / GIB, 2),
         "steady_gib": round(watch.most(done[WARM], done[-1])[0] / GIB, 2),
+        "plan_gib": planned(path, size),
         "ram_gib": round(ram / GIB, 2),
         "load_s": round(loads[-1] - loads[0], 1) if len(loads) > 1 else None,
         "first_step_s": round(done[0] - started, 1),
         "fast_from_s": round(done[WARM] - started, 1),
         "loss": [round(sum(losses[:half]) / half, 4), round(sum(losses[half:]) / (len(losses) - half), 4)],
+        "last_losses": [round(loss, 5) for loss in losses[-10:]],
         "finite": all(loss == loss and abs(loss) < 1e6 for loss in losses),
         "said": [e["data"]["message"][:160] for e in events if e["type"] == "log" and e["severity"] != "info"][:4],
     }
+    return record
+
+
+def at(event: dict[str, Any]) -> float:
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def planned(path: Path, size: int) -> float:
+    """GiB of the GPU while training, as `simpletuner plan` tells them."""
+    from simpletuner import config
+    from simpletuner.plan import memory
+
+    loaded, _ = config.load(path, {}, {})
+    phases = {phase.name: phase for phase in memory.estimate(loaded, [(size, size)])}
+    return round(phases["training"].vram_bytes / GIB, 2)
+
+
+def processes() -> list[Path]:
+    """Those that `simpletuner train` consists of."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if b"simpletuner." in (process / "cmdline").read_bytes():
+                found.append(process)
+    return found
+
+
+def start(options: argparse.Namespace, name: str, kind: str) -> dict[str, Any]:
+    """Seconds from the shell to the first step, and the most RAM of all processes together."""
+    path = job(options, 1024, {**CHECKPOINT, "base_model_precision": kind}, 2)
+    clean()
+    watch = Watch(processes)
+    watch.start()
+    started = time.time()
+    command = [sys.executable, "-m", "simpletuner.cli.main", "train", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    watch.over.set()
+    if done.returncode:
+        return {"row": name, "error": done.stderr[-600:]}
+    lines = (Path(json.loads(path.read_text())["output_dir"]) / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    first = next(at(e) for e in events if e["type"] == "step.done")
+    ram = watch.most(started, time.time())[1]
+    return {"row": name, "first_step_s": round(first - started, 1), "ram_gib": round(ram / GIB, 2)}
 
 
 def peer(options: argparse.Namespace, size: int, checkpointing: bool) -> dict[str, Any]:
@@ -174,22 +228,20 @@ def peer(options: argparse.Namespace, size: int, checkpointing: bool) -> dict[st
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    lines = [
-        "| Row | s/step | GiB reserved | GiB driver | steady | RAM GiB | first step s | loss | |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| Row | " + " | ".join(COLUMNS.values()) + " | |", "|---" * (len(COLUMNS) + 2) + "|"]
     for r in records:
-        if "error" in r:
-            lines.append(f"| {r['row']} | failed: {r['error'][:200]} | | | | | | |")
-        else:
-            cells = [
-                r.get(key, "")
-                for key in ("seconds", "reserved_gib", "driver_gib", "steady_gib", "ram_gib", "first_step_s", "loss")
-            ]
-            lines.append(
-                f"| {r['row']} | " + " | ".join(map(str, cells)) + f" | {'; '.join(r.get('said', []))[:200]} |"
-            )
+        cells = [str(r.get(key, "")) for key in COLUMNS]
+        said = "failed: " + r["error"][:200] if "error" in r else "; ".join(r.get("said", []))[:200]
+        lines.append(f"| {r['row']} | " + " | ".join(cells) + f" | {said} |")
     return "\n".join(lines)
+
+
+def earlier(file: Path) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier call on the same kind of device, by name."""
+    if not file.exists():
+        return {}
+    facts = json.loads(file.read_text())
+    return {r["row"]: r for r in facts["rows"]} if facts["device"] == torch.cuda.get_device_name() else {}
 
 
 def main() -> None:
@@ -197,7 +249,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="a folder on a fast disk with 60 GB free")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", nargs="+", default=["*"], help='patterns of rows; "peer 1024 ckpt" is the peer')
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--long", nargs="*", default=[], help=f"rows that run {LONG} steps")
     parser.add_argument("--seconds", type=float, default=540, help="no row is begun after that")
     options = parser.parse_args()
     begun = time.monotonic()
@@ -205,17 +258,23 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     write_model(options.work / "model")
     print(f"the model is there after {time.monotonic() - begun:.0f} s", flush=True)
-    records: list[dict[str, Any]] = []
+    records = earlier(options.out / "engine.json")
     peers = {f"peer {size} {word}": (size, word == "ckpt") for size in (512, 1024) for word in ("none", "ckpt")}
-    for pattern in options.rows:
-        for name in fnmatch.filter([*ROWS, *peers], pattern):
-            if time.monotonic() - begun > options.seconds:
-                break
-            records.append(peer(options, *peers[name]) if name in peers else product(options, name, *ROWS[name]))
-            print(json.dumps(records[-1]), flush=True)
-            facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": records}
-            (options.out / "engine.json").write_text(json.dumps(facts, indent=1) + "\n")
-    text = table(records)
+    starts = {f"start {kind}": kind for kind in ("int8-quanto", "nf4-bnb", "fp8-compute")}
+    for name in (n for pattern in options.rows for n in fnmatch.filter([*ROWS, *peers, *starts], pattern)):
+        if time.monotonic() - begun > options.seconds:
+            break
+        if name in peers:
+            record = peer(options, *peers[name])
+        elif name in starts:
+            record = start(options, name, starts[name])
+        else:
+            record = product(options, name, *ROWS[name])
+        print(f"{time.monotonic() - begun:.0f} s", json.dumps(record), flush=True)
+        records[name] = record
+        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": list(records.values())}
+        (options.out / "engine.json").write_text(json.dumps(facts, indent=1) + "\n")
+    text = table(list(records.values()))
     (options.out / "engine.md").write_text(text + "\n")
     print(text)
 

@@ -198,7 +198,9 @@ def both_ways(
         name_ = " ".join((type(weight).__name__, *numbers))
         calls = {
             "forward": lambda weight=weight: frozen_product(x, weight, bias),
-            "dx": lambda tensors=tensors, name_=name_: torch.ops.simpletuner.packed_product_dx(dy, tensors, name_, None, None),
+            "dx": lambda tensors=tensors, name_=name_: torch.ops.simpletuner.packed_product_dx(
+                dy, tensors, name_, None, None
+            ),
         }
         for way, call in calls.items():
             seconds, bound = clock(call), LARGEST_ERROR.get(kind, ROUNDING)

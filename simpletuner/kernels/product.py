@@ -35,8 +35,10 @@ def frozen_product(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor
     return _product(x, *_told(weight), bias)
 
 
-def adapted_product(x: Tensor, weight: Any, bias: Tensor | None, a: Tensor, b: Tensor, *, valued: bool = True) -> Tensor:
-    """x Wᵀ + bias + (x aᵀ) bᵀ: x (..., in), a (r, in) and b (out, r) in one dtype, which the result (..., out) has.
+def adapted_product(
+    x: Tensor, weight: Any, bias: Tensor | None, a: Tensor, b: Tensor, *, valued: bool = True
+) -> Tensor:
+    """x Wᵀ + bias + (x aᵀ) bᵀ, (..., out): x (..., in), a (r, in) and b (out, r) in the dtype of the result.
 
     No weight has a gradient here, plain or packed. Without `valued` nobody reads the value, see `unvalued_product`.
     """
@@ -119,14 +121,13 @@ def _(
 def _product_dx(dy: Tensor, tensors: Sequence[Tensor], kind: str, d_inner: Tensor | None, a: Tensor | None) -> Tensor:
     """dy W + d_inner a: the gradient of the input, (..., in) in the dtype of dy (..., out). d_inner: (..., r)."""
     weight, rows = _weight(tensors, kind), dy.reshape(-1, dy.shape[-1])
-    through = None if d_inner is None else d_inner.reshape(-1, d_inner.shape[-1])
-    if compute8.suits(rows, weight):
-        dx = compute8.product_dx(rows, weight)
-        dx = dx if through is None else dx.addmm_(through, a)
-    elif through is None:
-        dx = rows @ plain(weight, dy.dtype)
+    quick = compute8.suits(rows, weight)
+    if d_inner is None or a is None:
+        dx = compute8.product_dx(rows, weight) if quick else rows @ plain(weight, dy.dtype)
+    elif quick:
+        dx = compute8.product_dx(rows, weight).addmm_(d_inner.reshape(-1, len(a)), a)
     else:
-        dx = torch.mm(through, a).addmm_(rows, plain(weight, dy.dtype))  # in this order as above
+        dx = torch.mm(d_inner.reshape(-1, len(a)), a).addmm_(rows, plain(weight, dy.dtype))  # in this order as above
     return dx.view(*dy.shape[:-1], weight.shape[1])
 
 

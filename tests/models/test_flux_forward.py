@@ -100,7 +100,6 @@ def _dx_flops(dy, tensors, kind, d_inner, a, **_):
 FLOPS = {torch.ops.simpletuner.adapted_product: _product_flops, torch.ops.simpletuner.packed_product_dx: _dx_flops}
 
 
-
 @pytest.mark.parametrize("target", ["all+ffs", "mmdit", "ai-toolkit"])
 def test_recomputed_blocks_have_the_gradients_of_kept_ones_and_leave_their_last_products_out(target):
     denoiser, adapter = adapted(target)
