@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -67,5 +67,30 @@ def prepare(num_shapes: int, memory_budget: float) -> None:
     # The compiler looks at every tensor's `.grad`, and PyTorch warns of that for activations.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     torch._functorch.config.activation_memory_budget = memory_budget
+    _know_costly_operators()
     limit = 4 * num_shapes + 16  # also for blocks with fewer factors than others
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)  # type: ignore[attr-defined]
+
+
+def _know_costly_operators() -> None:
+    """Our products and two attentions, beside the compiler's own, are not lightly computed again to save memory.
+
+    It has a fixed list of such operators, and where it saves it takes all others for cheap.
+    """
+    from torch._functorch import partitioners
+
+    from simpletuner.kernels import product  # noqa: F401 # which makes the operators
+
+    known = partitioners.get_default_op_list
+    if hasattr(known, "__wrapped__"):
+        return
+
+    @wraps(known)
+    def with_ours() -> Any:
+        found, ours, aten = known(), torch.ops.simpletuner, torch.ops.aten
+        costly = ours.adapted_product, ours.packed_product, ours.packed_product_dx
+        attention = aten._scaled_dot_product_cudnn_attention, aten._scaled_dot_product_flash_attention_for_cpu
+        found.compute_intensive_ops.update((*costly, *attention))
+        return found
+
+    partitioners.get_default_op_list = with_ours

@@ -10,11 +10,13 @@ product can add to the result of another where that lies; the compiler copies it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from simpletuner.kernels import compute8
 from simpletuner.kernels.device import TRITON
@@ -165,6 +167,30 @@ def _backward(ctx: Any, dy: Tensor, *unused: Any) -> tuple[Any, ...]:
 
 _product.register_autograd(_backward, setup_context=_keep)
 _adapted_product.register_autograd(_backward, setup_context=_keep)
+
+
+def _flops(rows: Sequence[int], kind: str, tensors: Sequence[Sequence[int]], rank: int) -> int:
+    """Of the products with a matrix and with factors of that rank, from shapes."""
+    numbers = kind.split()[1:3]  # a flat kind tells its size
+    out, into = map(int, numbers) if numbers else tensors[0]
+    return 2 * prod(rows[:-1]) * (out * into + rank * (out + into))
+
+
+# The compiler decides by them what it computes again to save memory (`activation_memory_budget`).
+@register_flop_formula(torch.ops.simpletuner.packed_product)
+def _(x: Any, tensors: Any, kind: str, bias: Any, **_: Any) -> int:
+    return _flops(x, kind, tensors, 0)
+
+
+@register_flop_formula(torch.ops.simpletuner.adapted_product)
+def _(x: Any, tensors: Any, kind: str, bias: Any, a: Any, b: Any, **_: Any) -> int:
+    return _flops(x, kind, tensors, a[0])
+
+
+@register_flop_formula(torch.ops.simpletuner.packed_product_dx)
+def _(dy: Any, tensors: Any, kind: str, d_inner: Any, a: Any, **_: Any) -> int:
+    rank = 0 if a is None else a[0]
+    return _flops(dy, kind, tensors, 0) + 2 * prod(dy[:-1]) * rank * (a[1] if rank else 0)
 
 
 def _quick(rows: Tensor, weight: Any) -> bool:
