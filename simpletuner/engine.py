@@ -143,13 +143,14 @@ def _compiled(config: Config, functional: Functional, precision: Precision, num_
     }
     if backend == "inductor" and speed.dynamo_mode.startswith("max-autotune"):
         settings["mode"] = "max-autotune-no-cudagraphs"  # whole steps are recorded, not each block
-    prepare(num_shapes, config[Memory].activation_memory_budget)
+    before = functools.partial(prepare, num_shapes, config[Memory].activation_memory_budget)
     strict = speed.dynamo_backend != "auto"
     return {
         name: Compiled(
             function,
             f"the {name.removesuffix(' again')} blocks",
             strict=strict,
+            before=before,
             fullgraph=speed.dynamo_fullgraph,
             **settings,
         )

@@ -9,7 +9,6 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-import torch._dynamo.exc
 from torch import Tensor
 
 from simpletuner.errors import HardwareError, first_line
@@ -20,18 +19,22 @@ Function = Callable[..., tuple[Tensor, ...]]
 class Compiled:
     """`function`, compiled inside `active()` and plain elsewhere. settings: arguments of torch.compile.
 
-    Sampling stays outside: it has other shapes, and each would be compiled for a few pictures. If compiling fails, it
+    The compiler is not touched before the first such call: its import takes seconds. `before` is then called first.
+    Sampling stays outside: it has other shapes, and each would be compiled for a few pictures. If compiling fails, that
     is a HardwareError with `strict`; without, the function stays plain and `failure` says why.
     """
 
-    def __init__(self, function: Function, name: str, *, strict: bool, **settings: Any):
+    def __init__(
+        self, function: Function, name: str, *, strict: bool, before: Callable[[], None] | None = None, **settings: Any
+    ):
         self.function, self.name, self.strict = function, name, strict
         self.failure = ""
         self.on = False
         # The compiler keeps its graphs by code object. Partials have none of their own, and would share one limit.
-        inner, given = (function.func, function.args) if isinstance(function, partial) else (function, ())
-        self._fast: Function = torch.compile(inner, **settings)
-        self._given = given
+        self._inner: Function = function.func if isinstance(function, partial) else function
+        self._given: tuple[Any, ...] = function.args if isinstance(function, partial) else ()
+        self._before, self._settings = before, settings
+        self._fast: Function | None = None
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -44,9 +47,15 @@ class Compiled:
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         if not self.on:
             return self.function(*arguments)
+        from torch._dynamo.exc import TorchDynamoException
+
+        if self._fast is None:
+            if self._before:
+                self._before()
+            self._fast = torch.compile(self._inner, **self._settings)
         try:
             return self._fast(*self._given, *arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:  # all else is an error of the run, not of the compiler
+        except TorchDynamoException as error:  # all else is an error of the run, not of the compiler
             reason = f"{type(error).__name__}: {first_line(error)}"
             if self.strict:
                 message = f"{self.name} cannot be compiled: {reason}"

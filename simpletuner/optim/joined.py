@@ -8,7 +8,7 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
-MOST = 64 * 2**20  # numbers of one row: what is gathered of gradients takes no more than 256 MiB in fp32
+MOST = 8 * 2**20  # numbers of a row: the copy of its gradients, 32 MiB in fp32, comes on top of all that a step holds
 
 
 class Row:

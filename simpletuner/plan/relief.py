@@ -91,7 +91,11 @@ def _smaller_bases(config: Config) -> list[str]:
     if not KINDS[config[Model].model_type].base_stays:
         return []
     now = QUANTISED[memory.base_model_precision].num_bytes if memory.quantised else float("inf")
-    here = [kind for kind in BASES if packages.installed(packages.PRECISIONS[kind].module)]
+    here = [
+        kind
+        for kind in BASES
+        if kind not in packages.PRECISIONS or packages.installed(packages.PRECISIONS[kind].module)
+    ]
     return [kind for kind in here if QUANTISED[kind].num_bytes < now]
 
 

@@ -17,12 +17,13 @@ class Kind:
     """One way to keep a matrix. `weight` names the tuple of `kernels.weights` that it becomes."""
 
     name: str
-    library: str  # the extra that brings its quantiser; OURS if none is needed
+    library: str  # the extra that brings its quantiser, or OURS
     weight: str
     bits: int  # of one code
     capability: tuple[int, int] = (0, 0)  # least compute capability of an NVIDIA card
     cuda: bool = False  # wants CUDA; on the CPU it is slow
     diffusers: bool = True  # can be made by diffusers itself, and be taken over from it
+    own: bool = False  # made by our own code in the library's way; the library itself is for quantize_via=pipeline
     compute: bool = False  # multiplied in 8 bits as well, hence for training only
 
     @property
@@ -40,10 +41,10 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("int8-quanto", "quanto", "Rows", 8),
-        Kind("int4-quanto", "quanto", "Groups", 4, BF16_CARDS),
-        Kind("int2-quanto", "quanto", "Groups", 2),
-        Kind("fp8-quanto", "quanto", "Rows", 8),
+        Kind("int8-quanto", "quanto", "Rows", 8, own=True),
+        Kind("int4-quanto", "quanto", "Groups", 4, BF16_CARDS, own=True),
+        Kind("int2-quanto", "quanto", "Groups", 2, own=True),
+        Kind("fp8-quanto", "quanto", "Rows", 8, own=True),
         Kind("int8-torchao", "torchao", "Rows", 8),
         Kind("int4-torchao", "torchao", "Groups", 4, BF16_CARDS, diffusers=False),  # its layout is that of one kernel
         Kind("fp8-torchao", "torchao", "Rows", 8, (8, 9)),

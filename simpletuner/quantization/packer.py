@@ -96,6 +96,11 @@ class Packer:
             return None
         return pipeline.made(part.open, self.kind, self.dtype, self.settings)
 
+    def _makers(self) -> tuple[str, ...]:
+        """The packages that the codes depend on."""
+        kind = KINDS[self.kind]
+        return () if kind.own and self.via != "pipeline" else LIBRARIES.get(kind.library, ())
+
     def _too_large(self, part: Unfilled, device: torch.device) -> HardwareError:
         need = self.num_bytes(part.module)  # what is packed already counts little
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else look().ram_free_bytes
@@ -151,7 +156,7 @@ class Packer:
             "dtype": str(self.dtype).removeprefix("torch."),
             "keep": list(self.keep),
             "source": part.fingerprint,
-            "versions": versions(["torch", *LIBRARIES.get(KINDS[self.kind].library, ())]),
+            "versions": versions(["torch", *self._makers()]),
         }
         try:
             store.write(root, key, part.module, facts)

@@ -1,4 +1,4 @@
-"""A matrix becomes a packed weight: the library's own quantiser, its result in the plain tensors of `kernels.weights`.
+"""A matrix becomes a packed weight, as the library of its kind makes it, in the plain tensors of `kernels.weights`.
 
 Libraries are imported here, when one of their kinds is used. `of_quanto` and `of_bitsandbytes` also take what those
 libraries made elsewhere.
@@ -55,22 +55,32 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return (codes.reshape(-1, per_byte) << shifts).sum(dim=1, dtype=torch.uint8)
 
 
-# ---- optimum-quanto
+# ---- as optimum-quanto does it, whose import alone takes longer than packing the whole of Flux
 
 
-def _quanto(qtype: str) -> Callable[[Tensor], Any]:
-    def made(weight: Tensor) -> Any:
-        from optimum import quanto
+def _largest(dtype: torch.dtype) -> Callable[[Tensor], Rows]:
+    """w = code x scale with scale = largest / top, for each row."""
 
-        target = quanto.qtypes[qtype]
-        if weight.numel() <= max(GROUP, weight.shape[1]):  # of a single row or group it would take each number alone
-            return made(torch.cat([weight, weight])).rows(0, weight.shape[0])
-        if target.bits == 8:
-            scale, shift, group = quanto.AbsmaxOptimizer()(weight, target, axis=0), None, None
-        else:
-            scale, shift = quanto.MaxOptimizer()(weight, target, axis=0, group_size=GROUP)
-            scale, group = torch.where(scale == 0, 1, scale), GROUP  # a group of one value is its shift alone
-        return of_quanto(quanto.quantize_weight(weight, target, 0, scale, shift, group, optimized=False))
+    def made(weight: Tensor) -> Rows:
+        limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+        scale = weight.abs().amax(dim=1, keepdim=True) / limits.max
+        codes = weight / scale
+        codes = codes if dtype.is_floating_point else codes.round_()
+        return rows(codes.clamp_(limits.min, limits.max).to(dtype), scale)
+
+    return made
+
+
+def _range(bits: int) -> Callable[[Tensor], Groups]:
+    """w = code x scale + least, where the codes of a group span its range."""
+
+    def made(weight: Tensor) -> Groups:
+        most, grouped = 2**bits - 1, weight.reshape(-1, GROUP)
+        least, largest = grouped.aminmax(dim=1, keepdim=True)
+        scale = (largest - least) / most
+        scale = torch.where(scale == 0, 1, scale)  # a group of one value is its shift alone
+        codes = ((grouped - least) / scale).round_().clamp_(0, most).to(torch.uint8)
+        return Groups(pack(codes, bits), scale.reshape(-1), least.reshape(-1), *weight.shape)
 
     return made
 
@@ -163,10 +173,10 @@ def _compute(dtype: torch.dtype, top: float) -> Callable[[Tensor], Compute8]:
 
 
 QUANTISERS: Mapping[str, Callable[[Tensor], Any]] = {
-    "int8-quanto": _quanto("qint8"),
-    "int4-quanto": _quanto("qint4"),
-    "int2-quanto": _quanto("qint2"),
-    "fp8-quanto": _quanto("qfloat8_e4m3fn"),
+    "int8-quanto": _largest(torch.int8),
+    "int4-quanto": _range(4),
+    "int2-quanto": _range(2),
+    "fp8-quanto": _largest(torch.float8_e4m3fn),
     "int8-torchao": _torchao_int8,
     "int4-torchao": _torchao_int4,
     "fp8-torchao": _torchao_fp8,

@@ -17,9 +17,8 @@ def _extra(module: str, name: str) -> Package:
     return Package(module, f"pip install 'simpletuner[{name}]'")
 
 
-QUANTO, TORCHAO = _extra("optimum.quanto", "quanto"), _extra("torchao", "torchao")
-BITSANDBYTES = _extra("bitsandbytes", "bitsandbytes")
-LIBRARIES = {"quanto": QUANTO, "torchao": TORCHAO, "bitsandbytes": BITSANDBYTES}
+TORCHAO, BITSANDBYTES = _extra("torchao", "torchao"), _extra("bitsandbytes", "bitsandbytes")
+LIBRARIES = {"torchao": TORCHAO, "bitsandbytes": BITSANDBYTES}
 PRECISIONS = {name: LIBRARIES[kind.library] for name, kind in KINDS.items() if kind.library in LIBRARIES}
 
 # option -> pattern of its choices -> package. sageattention has a rule of its own: without it a run goes on.
