@@ -6,6 +6,7 @@ talks to it.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from simpletuner.check import check, with_seed
+from simpletuner.encoding import encode
 from simpletuner.errors import Stopped, raise_errors
 from simpletuner.events import EventLog, read_lines
 from simpletuner.process import run as whole_process
@@ -231,28 +233,41 @@ class Strike:
         return struck
 
 
-def child(config: str, n: int, number: int) -> None:
-    """Runs the configuration and ends the process; leaves the number of calls beside it."""
+def child(config: str, n: int, number: int, build: bool) -> None:
+    """Runs the configuration, or fills its caches, and ends the process; leaves the number of calls beside it."""
     strike = Strike(n, number)
-    code = whole_process(Path(config))
+    code = whole_process(Path(config), job=encode) if build else whole_process(Path(config))
     Path(config + ".calls").write_text(str(strike.calls))
     os._exit(code)
 
 
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT  # looks, and leaves the status to be asked for
+
+
 def serve() -> None:
-    """Answers each line of stdin, [config, n, signal, seconds], with [exit status, seconds]."""
+    """Answers each line of stdin, [config, n, signal, when, build], with [exit status, seconds].
+
+    when: seconds until the signal is sent, or a pattern for the first path below the configuration's folder that
+    brings it.
+    """
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # so that no child walks through the libraries' objects, and copies their pages
     for line in sys.stdin:
-        config, n, number, seconds = json.loads(line)
+        config, n, number, when, build = json.loads(line)
         begun = time.monotonic()
         pid = os.fork()
         if pid == 0:
             with open(config + ".log", "a") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
-            child(config, n, number)
-        if seconds is not None:
-            time.sleep(seconds)
+            child(config, n, number, build)
+        if isinstance(when, str):
+            while not any(Path(config).parent.glob(when)) and os.waitid(os.P_PID, pid, ENDED) is None:
+                time.sleep(0.002)
+        elif when is not None:
+            time.sleep(when)
+        if when is not None:
             os.kill(pid, number)
         _, status = os.waitpid(pid, 0)
         print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - begun]), flush=True)
@@ -267,9 +282,17 @@ class Forks:
             env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
         )  # fmt: skip
 
-    def run(self, config: Path, at_call: int = 0, number: int = signal.SIGKILL, after: float | None = None) -> int:
-        """The exit status. The signal comes before the `at_call`-th change of the disk, or after some seconds."""
-        self.server.stdin.write(json.dumps([str(config), at_call, int(number), after]) + "\n")
+    def run(
+        self,
+        config: Path,
+        at_call: int = 0,
+        number: int = signal.SIGKILL,
+        after: float | str | None = None,
+        build: bool = False,
+    ) -> int:
+        """The exit status. The signal comes before the `at_call`-th change of the disk, after some seconds, or after
+        the first path below the configuration's folder that fits the pattern. build: only the caches are filled."""
+        self.server.stdin.write(json.dumps([str(config), at_call, int(number), after, build]) + "\n")
         self.server.stdin.flush()
         status, self.seconds = json.loads(self.server.stdout.readline())
         return status

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -119,19 +118,14 @@ def test_status_loads_no_torch(config):
     assert done.stderr.endswith("0 False\n"), done.stderr
 
 
-def test_a_build_that_was_killed_goes_on_where_it_was(config):
+def test_a_build_that_was_killed_goes_on_where_it_was(config, forks):
     clean = config(**ALONE)
     assert build(clean) == 0
     wanted = items(clean)
     for path in (clean.parent / "cache").rglob("*.safetensors"):
         path.unlink()
-    whole = lambda: any((clean.parent / "cache").rglob("*.safetensors"))  # noqa: E731
-    child = small.start(clean, "simpletuner.encoding")
-    deadline = time.monotonic() + 120
-    while not whole() and time.monotonic() < deadline and child.poll() is None:
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+    status = forks.run(clean, number=signal.SIGKILL, after="cache/**/*.safetensors", build=True)
+    assert status == -signal.SIGKILL
     left = {name: data for name, data in items(clean).items() if name.endswith(".safetensors")}
     assert left and all(wanted[name] == data for name, data in left.items()), "an item is whole or not there"
     times = {name: (clean.parent / "cache" / name).stat().st_mtime_ns for name in left}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import program
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
@@ -25,7 +27,9 @@ OUTSIDE = (
     "a trumpet", "a duck", "a dolphin",
 )  # fmt: skip
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("nano")]  # one training for all tests
+NONE = slice(None, None, 11)  # of the prompts, for pictures at strength 0
+
+pytestmark = pytest.mark.timeout(900)
 
 
 def call(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -33,11 +37,17 @@ def call(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """(the folder in which it ran, what it said) of the example, as it is shipped, from the shell."""
     folder = tmp_path_factory.mktemp("example")
     done = call("train", "--example", "nano", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return folder / "simpletuner-results/nano"
+    return folder, done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def run(trained) -> Path:
+    return trained[0] / "simpletuner-results/nano"
 
 
 def captions_of_set() -> list[str]:
@@ -51,7 +61,7 @@ def outside() -> list[str]:
 def pictures(folder: Path, prompts: list[str], *words: object) -> np.ndarray:
     """(num_prompts, 64, 64, 3) in [0, 1], in the order of the prompts, through `simpletuner generate`."""
     asked = [word for prompt in prompts for word in ("--prompt", prompt)]
-    done = call("generate", *words, *asked, "--seed", 7, "--out", folder, cwd=folder.parent)
+    done = program.run("generate", *map(str, words), *asked, "--seed", "7", "--out", str(folder))
     assert done.returncode == 0, done.stderr
     found = {}
     for path in folder.glob("*.png"):
@@ -62,16 +72,15 @@ def pictures(folder: Path, prompts: list[str], *words: object) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def samples(run: Path) -> dict[str, np.ndarray]:
-    """Pictures of the base, of the LoRA and of the LoRA at half strength, for both groups of prompts."""
+    """Pictures of the base, of the LoRA and of the LoRA at half strength for both groups of prompts; at none, four."""
     prompts = captions_of_set() + outside()
     lora = ("--example", "nano", "--lora", run / RESULT)
-    made = {
+    return {
         "base": pictures(run.parent / "base", prompts, "--example", "nano"),
         "whole": pictures(run.parent / "whole", prompts, *lora),
         "half": pictures(run.parent / "half", prompts, *lora, "--strength", 0.5),
-        "none": pictures(run.parent / "none", prompts, *lora, "--strength", 0),
+        "none": pictures(run.parent / "none", prompts[NONE], *lora, "--strength", 0),
     }
-    return made
 
 
 def true_style() -> np.ndarray:
@@ -134,7 +143,7 @@ def test_samples_still_follow_the_prompt(samples, group):
 
 
 def test_strength_0_is_the_base_and_one_half_lies_between(samples):
-    assert np.array_equal(samples["none"], samples["base"])
+    assert len(samples["none"]) == 4 and np.array_equal(samples["none"], samples["base"][NONE])
     for statistic in STATISTICS:
         half, whole = (way(statistic, samples[name], samples["base"]) for name in ("half", "whole"))
         print(f"{statistic}: {half:.2f} of the way at half strength, {whole:.2f} at full")
@@ -165,9 +174,59 @@ def test_the_same_again_even_when_killed(run, tmp_path):
     assert all(np.array_equal(first[name], second[name]) for name in first), f"killed at step {step}"
 
 
-def test_all_that_the_end_promises_is_there(run):
-    for name in (RESULT, "report.html", "sheets/step_250.jpg"):
-        assert (run / name).stat().st_size > 1000, name
+# ---- the last lines
+
+
+@pytest.fixture(scope="module")
+def last(trained) -> dict[str, list[str]]:
+    """Those lines by name."""
+    _, said = trained
+    rows: dict[str, list[str]] = {}
+    for line in said[said.index(next(line for line in said if line.startswith("report "))) :]:
+        rows.setdefault(line[:13].strip() or list(rows)[-1], []).append(line[14:])
+    return rows
+
+
+def furthest(one: Path, other: Path) -> int:
+    """The largest difference of two pictures, in steps of 8 bits."""
+    with Image.open(one) as a, Image.open(other) as b:
+        return int(abs(np.asarray(a).astype(int) - np.asarray(b)).max())
+
+
+def test_the_last_lines_name_report_sheet_and_file(run, last):
+    home = run.parents[1]
+    assert list(last) == ["report", "before/after", "pictures", "in diffusers", "LoRA"]
+    assert last["report"] == ["simpletuner-results/nano/report.html"]
+    assert last["before/after"] == ["simpletuner-results/nano/sheets/step_250.jpg"]
+    assert last["LoRA"] == [str(run / RESULT)]
+    for name in ("report", "before/after", "LoRA"):
+        assert (home / last[name][0]).stat().st_size > 1000, name
+
+
+def test_the_line_for_pictures_gives_the_validation_image(run, last):
+    home = run.parents[1]
+    typed, *words = shlex.split(last["pictures"][0])
+    assert typed == "simpletuner"
+    done = call(*words, cwd=home)
+    assert done.returncode == 0, done.stderr
+    (made,) = done.stdout.splitlines()
+    (kept,) = (run / "validation_images").glob("step_250_validation_0_*.png")
+    assert (home / made).read_bytes() == kept.read_bytes()
+
+
+def test_the_lines_for_diffusers_give_the_validation_image(run, last):
+    """With the seed that a reader would add; diffusers' own arithmetic may round a pixel the other way."""
+    home = run.parents[1]
+    pasted = "\n".join(last["in diffusers"])
+    assert "/nano/model" in pasted and "load_lora_weights" in pasted
+    exact = pasted.replace(").images[0]", ", generator=__import__('torch').Generator().manual_seed(42)).images[0]")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    code = [sys.executable, "-c", f"{exact}\nimage.save('pasted.png')\n"]
+    done = subprocess.run(code, cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (kept,) = (run / "validation_images").glob("step_250_validation_0_*.png")
+    (base,) = (run / "benchmarks/base_model").glob("validation_*.png")
+    assert furthest(home / "pasted.png", kept) <= 2 < furthest(home / "pasted.png", base)
 
 
 def test_what_is_carried_stays_small():

@@ -78,16 +78,13 @@ def test_validation_changes_no_weight(config):
 
 
 @pytest.mark.parametrize("kind", [{"lora_dropout": 0.3}, FULL], ids=["lora", "full"])
-def test_a_process_killed_in_the_middle_goes_on_to_the_bits_of_the_straight_run(config, kind):
+def test_a_process_killed_in_the_middle_goes_on_to_the_bits_of_the_straight_run(config, forks, kind):
     changes = {"max_train_steps": 80, "lr_scheduler": "cosine", **kind}
     straight = small.train(config("straight", **changes))
     killed = config("killed", **changes)
     output = straight.output_dir.with_name("killed")
-    child = small.start(killed)
-    small.wait_for(output / "checkpoint-20", child)
-    child.kill()
-    child.communicate()
-    assert child.returncode == -signal.SIGKILL and not (output / "checkpoint-80").exists()
+    status = forks.run(killed, number=signal.SIGKILL, after="killed/checkpoint-20")
+    assert status == -signal.SIGKILL and not (output / "checkpoint-80").exists()
     small.train(killed)
     assert differences(state(straight.output_dir, 80), state(output, 80)) == []
     assert exact(straight.output_dir) == exact(output)
