@@ -47,21 +47,32 @@ class Compiled:
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         if not self.on:
             return self.function(*arguments)
-        from torch._dynamo.exc import TorchDynamoException
-
         if self._fast is None:
             if self._before:
                 self._before()
             self._fast = torch.compile(self._inner, **self._settings)
         try:
             return self._fast(*self._given, *arguments)
-        except TorchDynamoException as error:  # all else is an error of the run, not of the compiler
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            if self.strict:
-                message = f"{self.name} cannot be compiled: {reason}"
-                raise HardwareError(message, fix="dynamo_backend=no, or auto, which goes on without") from error
-            self.failure, self.on = reason, False
+        except Exception as error:
+            if not self.gives_up(error):
+                raise
             return self.function(*arguments)
+
+    def gives_up(self, error: Exception) -> bool:
+        """Whether it is plain from now on because of that error. Not for one that is of the run, not of the compiler.
+
+        HardwareError if it is the compiler's and the blocks must be compiled.
+        """
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not isinstance(error, TorchDynamoException):
+            return False
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if self.strict:
+            message = f"{self.name} cannot be compiled: {reason}"
+            raise HardwareError(message, fix="dynamo_backend=no, or auto, which goes on without") from error
+        self.failure, self.on = reason, False
+        return True
 
 
 def prepare(num_shapes: int, memory_budget: float) -> None:

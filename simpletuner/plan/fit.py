@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from simpletuner.config import Config
@@ -17,6 +17,7 @@ from simpletuner.plan.memory import Phase, estimate
 from simpletuner.plan.relief import Change, changes
 
 OF_THE_GPU = ("workspace",)  # names in a phase that nothing takes where there is no GPU
+FALLS_BACK = ("text cache",)  # phases that go on in RAM where the GPU is too small for them, as data.ladder has it
 MOST = 3  # alternatives that are told
 GIB = 2**30
 Buckets = Sequence[tuple[int, int]]  # (height, width) in pixels
@@ -43,9 +44,16 @@ class Fit:
     ram_free_bytes: int
 
     @property
+    def elsewhere(self) -> list[Phase]:
+        """Phases that are too large for the GPU and go on in RAM."""
+        most = self.gpu.total_bytes if self.gpu else 0
+        return [phase for phase in self.phases if most and phase.name in FALLS_BACK and phase.vram_bytes > most]
+
+    @property
     def vram(self) -> Phase:
         """The phase that needs most on the device."""
-        return max(self.phases, key=lambda phase: phase.vram_bytes)
+        away = self.elsewhere
+        return max((phase for phase in self.phases if phase not in away), key=lambda phase: phase.vram_bytes)
 
     @property
     def on_gpu(self) -> bool:
@@ -62,8 +70,8 @@ class Fit:
         return ram and (not self.gpu or all(phase.vram_bytes <= self.gpu.total_bytes for phase in phases))
 
     def ram_of(self, phase: Phase) -> int:
-        """Without a GPU, what would lie on it lies in RAM, and is not there twice."""
-        if self.on_gpu:
+        """Without a GPU, or where it is too small, what would lie on it lies in RAM, and is not there twice."""
+        if self.on_gpu and phase not in self.elsewhere:
             return phase.ram_bytes
         moved = sum(size for name, size in phase.vram.items() if name not in OF_THE_GPU)
         return moved + phase.ram.get("program", 0)
@@ -154,7 +162,20 @@ def _scaled(edge: int, ratio: float, alignment: int) -> int:
 
 
 def problems(found: Fit, remedies: Sequence[Remedy]) -> list[Problem]:
-    """An error if it does not fit, a warning if others use the memory that it needs."""
+    """An error if it does not fit, warnings if others use the memory that it needs, or if a part goes on the CPU."""
+    return [*_lack(found, remedies), *_detours(found)]
+
+
+def _detours(found: Fit) -> Iterator[Problem]:
+    for phase in found.elsewhere:
+        message = f"{phase.name}: its {phase.vram_bytes / GIB:.1f} GiB are more than {found.gpu.name} has"  # type: ignore[union-attr]
+        fix = (
+            "text_encoder_2_precision=int8-quanto halves it; enable_group_offload and group_offload_text_encoder fit it"
+        )
+        yield Problem(f"{message}, so captions are encoded on the CPU, slowly", "hardware", "warning", fix=fix)
+
+
+def _lack(found: Fit, remedies: Sequence[Remedy]) -> list[Problem]:
     if not found.fits:
         if found.gpu and found.needed > found.available:
             what = f"{found.gpu.name} has {found.gpu.total_bytes / GIB:.1f} GiB, and {found.vram.name} needs"

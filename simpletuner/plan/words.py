@@ -154,7 +154,11 @@ def _memory(details: Details) -> Iterator[Row]:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in peak.vram.items() if size >= GIB / 20)
         total = f" of {fit.gpu.total_bytes / GIB:.1f}" if fit.gpu else ""
         yield "MEMORY", f"VRAM {peak.vram_bytes / GIB:.1f}{total}{JOINED}GiB in {peak.name}: {parts}"
-        others = [f"{phase.name} {phase.vram_bytes / GIB:.1f}" for phase in fit.phases if phase is not peak]
+        others = [
+            f"{phase.name} {phase.vram_bytes / GIB:.1f}" + (" on the CPU" if phase in fit.elsewhere else "")
+            for phase in fit.phases
+            if phase is not peak
+        ]
         yield "", f"else {', '.join(others)}" + (f"   ({fit.unknown}: its size is not known)" if fit.unknown else "")
     if details.moved:
         yield "", _moved(details.moved, details.time.step)

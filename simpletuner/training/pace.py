@@ -42,6 +42,7 @@ class Pace:
     ):
         self.backward, self.compiled, self.plain_calls, self.tell = backward, list(compiled), plain_calls, tell
         self.sparing = sparing
+        self.parameters = list(parameters)
         self.graphs = Graphs(loss, parameters) if record else None
         self.calls: Counter[Any] = Counter()  # fast ones, by shapes
         self._told: set[str] = set()
@@ -69,12 +70,26 @@ class Pace:
             elif loss is not None:
                 self._once("info", "steps are replayed as a CUDA graph")
         if loss is None:
-            loss = self.backward(inputs, divisor)
+            loss = self.backward(inputs, divisor) if self.calls[key] else self._first(inputs, divisor)
         self.calls[key] += 1
         for function in self.compiled:
             if function.failure:
                 self._once("warning", f"blocks run uncompiled: {function.failure}")
         return loss
+
+    def _first(self, inputs: Inputs, divisor: float) -> Tensor:
+        """A call with new shapes. The backward pass of blocks for all shapes is compiled only when it is run: should
+        that fail, what it has done to the gradients is undone, and the call runs plain."""
+        before = [None if p.grad is None else p.grad.clone() for p in self.parameters if self.compiled]
+        try:
+            return self.backward(inputs, divisor)
+        except Exception as error:
+            if not any([function.gives_up(error) for function in self.compiled]):
+                raise
+        for parameter, gradient in zip(self.parameters, before, strict=True):
+            parameter.grad = gradient
+        with self.sparing():
+            return self.backward(inputs, divisor)
 
     def rest(self) -> None:
         """Gives memory back before something else needs the device, such as validation."""

@@ -13,6 +13,7 @@ from simpletuner.models.options import Model
 from simpletuner.plan import memory
 
 STEPS = json.loads((Path(__file__).parents[2] / "benchmarks/results/step.json").read_text("utf-8"))
+RUNS = json.loads((Path(__file__).parents[2] / "benchmarks/results/engine.json").read_text("utf-8"))
 MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks/results/memory.json").read_text("utf-8"))
 CLOSE = 0.10  # what the plan promises
 GIB = 2**30
@@ -41,6 +42,12 @@ def test_the_estimate_of_compiled_blocks_is_within_a_tenth_of_the_measured_one(r
     found = STEPS["rows"][row]
     phases = estimate({"flux_lora_target": "all+ffs", **found["settings"]}, found["size"])
     assert phases["training"].vram_bytes / GIB == pytest.approx(found["driver_gib"], rel=CLOSE)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS["rows"] if "driver_gib" in run], ids=lambda run: run["row"])
+def test_the_estimate_of_a_whole_run_is_within_a_tenth_of_the_measured_peak(run):
+    phases = estimate({"flux_lora_target": "all+ffs", **run["settings"]}, run["size"])
+    assert phases["training"].vram_bytes / GIB == pytest.approx(run["driver_gib"], rel=CLOSE)
 
 
 def test_ram_is_enough_for_what_was_held():

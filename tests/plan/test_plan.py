@@ -95,7 +95,22 @@ def test_a_run_that_does_not_fit_cannot_start(project):
     assert "it fits with gradient_checkpointing=true: " in words.text(made)
 
 
-@pytest.mark.parametrize(("memory", "together"), [(45, 0), (30, 0), (14, 2), (9, 0)])
+def test_text_encoders_that_a_gpu_cannot_hold_are_told_and_are_no_obstacle(project):
+    """As the run does it: captions are then encoded on the CPU."""
+    del project.entry["resolution"]
+    small = {"resolution": 512, "validation_resolution": "512x512"}
+    tight = FULL_SIZE | {"base_model_precision": "nf4-bnb", "blocks_to_swap": 40, **small}
+    made = plan.make(project.checked(**tight), machine(gpu(8)))
+    assert made.details.fit.fits and made.details.fit.vram.name != "text cache"
+    (told,) = [p for p in made.problems if "encoded on the CPU" in p.message]
+    assert told.severity == "warning" and "text_encoder_2_precision=int8-quanto" in told.fix
+    large = plan.make(project.checked(**tight), machine(gpu(16)))
+    assert not [p for p in large.problems if "encoded on the CPU" in p.message]
+    without_ram = machine(gpu(8), ram_gib=4)
+    assert not plan.make(project.checked(**tight), without_ram).details.fit.fits
+
+
+@pytest.mark.parametrize(("memory", "together"), [(45, 0), (30, 0), (14, 2), (9, 2), (2, 0)])
 def test_what_would_help_does_help(project, memory, together):
     """Each change by itself, or the fewest that are enough together: a plan with them says the same."""
     del project.entry["resolution"]
@@ -103,7 +118,7 @@ def test_what_would_help_does_help(project, memory, together):
     made = plan.make(project.checked(**tight), machine(gpu(memory)))
     remedies = made.details.remedies
     assert len([remedy for remedy in remedies if remedy.together]) == together
-    assert ("no setting of this version makes it fit" in words.text(made)) == (memory == 9) == (remedies == ())
+    assert ("no setting of this version makes it fit" in words.text(made)) == (memory == 2) == (remedies == ())
     changes: dict = {}
     for remedy in remedies:
         changes = (changes if remedy.together else {}) | dict(remedy.change.values)

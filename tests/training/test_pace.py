@@ -38,12 +38,12 @@ class Steps:
 
     def __init__(self, backend="eager", *, interval=0, dtype=torch.float32, kind="", **more):
         plain_calls, strict = more.pop("plain_calls", 0), more.pop("strict", True)
-        attention = more.pop("attention", sdpa)
+        attention, dynamic = more.pop("attention", sdpa), more.pop("dynamic", False)
         self.denoiser, self.adapter = quantised(kind, dtype) if kind else adapted("all+ffs", dtype)
         self.dtype, self.told = dtype, []
         self.forward = FluxForward(self.denoiser, self.adapter.low_rank(), attention)
         self.compiled = {
-            name: Compiled(function, f"the {name} blocks", strict=strict, backend=backend, dynamic=False, **more)
+            name: Compiled(function, f"the {name} blocks", strict=strict, backend=backend, dynamic=dynamic, **more)
             for name, function in self.forward.functions.items()
         }
         self.runner = Runner(interval, functions=self.compiled)
@@ -100,6 +100,33 @@ def close(found, expected, bound):
 
 
 # ---- with a backend that only traces: quick
+
+
+def broken(graph, _):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    raise BackendCompilerFailed(broken, RuntimeError("no kernel for this"), None)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])  # at once, and when the backward pass is run
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_backward_pass_that_cannot_be_compiled_is_run_plain_and_counts_once(strict, dynamic):
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=broken)
+    steps = Steps(backend, strict=strict, dynamic=dynamic)
+    given = inputs(torch.float32)
+    given["x_t"] = given.pop("hidden_states")
+    _, expected = steps.step(steps.backward)  # and its gradients lie there, as those of a first micro-batch
+    if strict:
+        with pytest.raises(HardwareError, match="cannot be compiled: BackendCompilerFailed"):
+            steps.pace(given, 1.0)
+        return
+    steps.pace(given, 1.0)
+    found = whole({name: value.grad for name, value in steps.adapter.parameters().items()})
+    assert difference(found, 2 * expected) < 1e-5
+    assert [told for told in steps.told if told[0] == "warning"][0][1].startswith("blocks run uncompiled")
 
 
 def test_the_first_call_is_plain_and_recomputed_and_the_rest_compiled():
