@@ -40,6 +40,9 @@ SLACK = 0.03  # of everything but the base: what the allocator holds in pieces t
 PROCESS = 1800 * MIB  # RAM of the process with torch and its libraries; pages of mapped weight files do not count
 BACKWARD = 24.0  # units that the backward pass of one block needs while it runs, beside what was kept
 COMPILED = 0.9  # of what a block keeps: compiled, it makes cheap tensors again (benchmarks/step.py)
+# activation_memory_budget from which -> the share that is kept: the compiler goes by steps, and below them by the
+# budget itself (counted in what it keeps of small blocks).
+KEPT = ((1.0, 1.0), (0.96, 0.88), (0.75, 0.62), (0.56, 0.55))
 SAMPLING = 16.0  # units in flight in one pass without gradients
 ENCODER_LAYERS = 24  # of the largest text encoder, all alike
 ENCODE, DECODE = 8.2, 17.0  # tensors of the VAE's full-size channels in flight, for each pixel
@@ -210,7 +213,8 @@ def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size:
     unit = _unit(config, shapes, size) * config[Training].train_batch_size
     memory, adapted, away = config[Memory], set(paths), moves(config[Offload], shapes.num_blocks).chosen
     parked = memory.gradient_checkpointing_backend == "offload"
-    share = COMPILED * memory.activation_memory_budget if compiled(config) else 1.0
+    budget_ = memory.activation_memory_budget
+    share = COMPILED * next((kept for least, kept in KEPT if budget_ >= least), budget_) if compiled(config) else 1.0
     blocks = [(stack, index) for stack in shapes.stacks for index in range(stack.count)]
     units, begun, largest = 0.0, False, 0.0
     for number, (stack, index) in enumerate(blocks):

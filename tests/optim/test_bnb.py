@@ -63,6 +63,7 @@ def updates(trained, optimizer):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_steps_are_those_of_bitsandbytes_itself_to_the_bit(name, dtype):
     from bitsandbytes import optim
 

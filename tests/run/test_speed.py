@@ -158,14 +158,23 @@ def test_steps_are_recorded_as_the_options_say(given, recorded, config):
      {"backend": "aot_eager", "dynamic": False, "fullgraph": False}),
 ], ids=str)  # fmt: skip
 def test_the_compiler_is_told_what_the_options_say(given, settings, config, monkeypatch):
-    seen = []
+    """And not before something is compiled, since its import takes seconds."""
+    seen, prepared = [], []
     monkeypatch.setattr(torch, "compile", lambda function, **more: seen.append(more) or function)
-    monkeypatch.setattr(engine, "prepare", lambda *_: None)
-    loaded = check(config(**given), {}, environ={}).config
-    functional = SimpleNamespace(functions={"double": print, "double again": print})
+    monkeypatch.setattr(engine, "prepare", lambda *told: prepared.append(told))
+    loaded = check(config(activation_memory_budget=0.5, **given), {}, environ={}).config
+    functional = SimpleNamespace(functions=dict.fromkeys(("double", "double again"), lambda: ()))
     precision = SimpleNamespace(device=torch.device("cpu"))
-    found = engine._compiled(loaded, functional, precision, 1)
-    assert list(found) == ["double", "double again"] and seen == [settings, settings]
+
+    def compiled(num_shapes):
+        found = engine._compiled(loaded, functional, precision, num_shapes)
+        assert list(found) == ["double", "double again"] and not seen
+        for function in found.values():
+            with function.active():
+                function()
+
+    compiled(1)
+    assert seen == [settings, settings] and set(prepared) == {(1, 0.5)}
     seen.clear()
-    engine._compiled(loaded, functional, precision, 25)
+    compiled(25)
     assert all(one["dynamic"] for one in seen)
