@@ -156,11 +156,13 @@ def processes() -> list[Path]:
 def start(options: argparse.Namespace, name: str, kind: str) -> dict[str, Any]:
     """Seconds from the shell to the first step, and the most RAM of all processes together."""
     path = job(options, 1024, {**CHECKPOINT, "base_model_precision": kind}, 2)
+    command = [sys.executable, "-m", "simpletuner.cli.main", "train", "--config", str(path)]
+    subprocess.run(command, capture_output=True)  # fills the caches
+    path = job(options, 1024, {**CHECKPOINT, "base_model_precision": kind}, 2)  # and leaves no result
     clean()
     watch = Watch(processes)
     watch.start()
     started = time.time()
-    command = [sys.executable, "-m", "simpletuner.cli.main", "train", "--config", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     watch.over.set()
     if done.returncode:
@@ -242,11 +244,8 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def earlier(file: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier call on the same kind of device, by name."""
-    if not file.exists():
-        return {}
-    facts = json.loads(file.read_text())
-    return {r["row"]: r for r in facts["rows"]} if facts["device"] == torch.cuda.get_device_name() else {}
+    """Rows of an earlier call, by name; each says itself when and on what it was measured."""
+    return {r["row"]: r for r in json.loads(file.read_text())["rows"]} if file.exists() else {}
 
 
 def main() -> None:
@@ -276,8 +275,9 @@ def main() -> None:
         else:
             record = product(options, name, *ROWS[name])
         print(f"{time.monotonic() - begun:.0f} s", json.dumps(record), flush=True)
-        records[name] = record
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": list(records.values())}
+        where = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "date": f"{datetime.now():%F %R}"}
+        records[name] = record | where
+        facts = {"rows": list(records.values())}
         (options.out / "engine.json").write_text(json.dumps(facts, indent=1) + "\n")
     text = table(list(records.values()))
     (options.out / "engine.md").write_text(text + "\n")

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
+from typing import NamedTuple
 
 from simpletuner.data.options import ImageEntry
 from simpletuner.diffusion import draw
 from simpletuner.types import Placement, Size
 
 MAX_ENLARGEMENT_DECIMALS = 2
+
+
+class Fit(NamedTuple):
+    """A bucket that an image may go to, and its size before the crop."""
+
+    aspect: float
+    weight: float
+    target: Size
+    resize: Size
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,7 @@ class Shape:
     aspects: tuple[tuple[float, float], ...] = ()  # (width/height, weight) of crop_aspect_buckets
     alignment: int = 64  # edges are multiples of it
     rounding: int = 2  # decimals of an aspect
+    seen: dict[Size, list[Fit] | str] = field(default_factory=dict, compare=False)  # most sets have few sizes
 
     def round_edge(self, value: float) -> int:
         return max(round(value / self.alignment) * self.alignment, self.alignment)
@@ -127,6 +138,19 @@ def place(size: Size, shape: Shape, *, id: str, path: str, variant: int = 0) -> 
 
     It depends on this image alone, never on the rest of the set. `id` and `path` address the random crops.
     """
+    fits = shape.seen.get(size)
+    if fits is None:
+        fits = shape.seen[size] = _fits(size, shape)
+    if isinstance(fits, str):
+        return fits
+    chosen = fits[_choose([(one.aspect, one.weight) for one in fits], size, shape, (id, path, variant))]
+    return Placement(
+        chosen.resize, _corner(chosen.resize, chosen.target, shape.entry, (id, path, variant)), chosen.target
+    )
+
+
+def _fits(size: Size, shape: Shape) -> list[Fit] | str:
+    """The ways in which images of a size can be used, or the reason why there is none."""
     entry = shape.entry
     raw = size.width / size.height
     if too_small(size, entry):
@@ -141,12 +165,8 @@ def place(size: Size, shape: Shape, *, id: str, path: str, variant: int = 0) -> 
         if entry.crop and above_maximum(size, entry):
             resize = window(size, target, shape)
         if entry.max_upscale_threshold is None or enlargement(size, resize) <= entry.max_upscale_threshold:
-            fits.append((aspect, weight, target, resize))
-    if not fits:
-        return "needs-upscale"
-    chosen = _choose([(aspect, weight) for aspect, weight, _, _ in fits], size, shape, (id, path, variant))
-    _, _, target, resize = fits[chosen]
-    return Placement(resize, _corner(resize, target, entry, (id, path, variant)), target)
+            fits.append(Fit(aspect, weight, target, resize))
+    return fits or "needs-upscale"
 
 
 def _aspects(size: Size, shape: Shape) -> Sequence[tuple[float, float]]:

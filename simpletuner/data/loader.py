@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -106,8 +106,8 @@ class Loader:
         texts = [self._text(caption) for caption in captions]
         return Batch(
             ids=ids,
-            latents=torch.stack([latents.read(id) for id in ids]),  # (B, C, H, W), bf16
-            text={name: torch.stack([text[name] for text in texts]) for name in texts[0]},
+            latents=_stacked([latents.read(id) for id in ids]),  # (B, C, H, W), bf16
+            text={name: _stacked([text[name] for text in texts]) for name in texts[0]},
             weight=torch.full((len(ids),), entry.loss_weight),
             dataset=dataset,
             numbers=numbers,
@@ -124,3 +124,8 @@ class Loader:
 
     def _read_text(self, caption: str) -> dict[str, Tensor]:
         return self.texts.read(text_key(caption, self.texts.encoder))
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """(B, ...), not to be written: one alone is no copy, since a text of Flux, 4 MiB, outweighs all else in a batch."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))

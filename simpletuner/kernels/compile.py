@@ -58,7 +58,7 @@ class Compiled:
                 raise
             return self.function(*arguments)
 
-    def gives_up(self, error: Exception) -> bool:
+    def gives_up(self, error: Exception, what: str = "") -> bool:
         """Whether it is plain from now on because of that error. Not for one that is of the run, not of the compiler.
 
         HardwareError if it is the compiler's and the blocks must be compiled.
@@ -69,7 +69,7 @@ class Compiled:
             return False
         reason = f"{type(error).__name__}: {first_line(error)}"
         if self.strict:
-            message = f"{self.name} cannot be compiled: {reason}"
+            message = f"{what or self.name} cannot be compiled: {reason}"
             raise HardwareError(message, fix="dynamo_backend=no, or auto, which goes on without") from error
         self.failure, self.on = reason, False
         return True
@@ -87,7 +87,8 @@ def prepare(num_shapes: int, memory_budget: float) -> None:
     # The compiler looks at every tensor's `.grad`, and PyTorch warns of that for activations.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     torch._functorch.config.activation_memory_budget = memory_budget
-    _know_costly_operators()
+    if memory_budget < 1:
+        _know_costly_operators()
     limit = 4 * num_shapes + 16  # also for blocks with fewer factors than others
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)  # type: ignore[attr-defined]
 
@@ -101,16 +102,18 @@ def _know_costly_operators() -> None:
 
     from simpletuner.kernels import product  # noqa: F401 # which makes the operators
 
-    known = partitioners.get_default_op_list
-    if hasattr(known, "__wrapped__"):
+    known = getattr(partitioners, "get_default_op_list", None)  # its own affair, and may be called otherwise some day
+    if known is None or hasattr(known, "with_ours"):
         return
 
     @wraps(known)
     def with_ours() -> Any:
         found, ours, aten = known(), torch.ops.simpletuner, torch.ops.aten
-        costly = ours.adapted_product, ours.packed_product, ours.packed_product_dx
-        attention = aten._scaled_dot_product_cudnn_attention, aten._scaled_dot_product_flash_attention_for_cpu
-        found.compute_intensive_ops.update((*costly, *attention))
+        costly = [ours.adapted_product, ours.packed_product, ours.packed_product_dx]
+        attention = "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu"
+        costly += [getattr(aten, name) for name in attention if hasattr(aten, name)]
+        found.compute_intensive_ops.update(costly)
         return found
 
+    with_ours.with_ours = True  # type: ignore[attr-defined]
     partitioners.get_default_op_list = with_ours

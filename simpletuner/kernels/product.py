@@ -44,6 +44,8 @@ def adapted_product(
 
     No weight has a gradient here, plain or packed. Without `valued` nobody reads the value, see `unvalued_product`.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, a, b = (one.to(torch.get_autocast_dtype(x.device.type)) for one in (x, a, b))
     if not valued:
         return unvalued_product(x, weight, a, b)
     return _adapted_product(x, *_told(weight), bias, a, b)[0]

@@ -136,8 +136,10 @@ class Joined(Queued):
         for key, whole in self._shared[row].whole.items():
             part = row.stretch(whole, start, stop, ALONG[key]) if key in ALONG else whole
             self.state[flat][key] = _paged_as(whole, part)
-        super()._update(group_index, {flat: index})
-        step = self.state.pop(flat)["step"]
+        try:
+            super()._update(group_index, {flat: index})
+        finally:
+            step = self.state.pop(flat)["step"]
         for p in members:
             self.state[p]["step"] = step
 

@@ -74,7 +74,7 @@ class Fit:
         if self.on_gpu and phase not in self.elsewhere:
             return phase.ram_bytes
         moved = sum(size for name, size in phase.vram.items() if name not in OF_THE_GPU)
-        return moved + phase.ram.get("program", 0)
+        return max(moved + phase.ram.get("program", 0), phase.ram_bytes)
 
     @property
     def needed(self) -> int:

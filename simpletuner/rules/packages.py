@@ -17,8 +17,9 @@ def _extra(module: str, name: str) -> Package:
     return Package(module, f"pip install 'simpletuner[{name}]'")
 
 
-TORCHAO, BITSANDBYTES = _extra("torchao", "torchao"), _extra("bitsandbytes", "bitsandbytes")
-LIBRARIES = {"torchao": TORCHAO, "bitsandbytes": BITSANDBYTES}
+QUANTO, TORCHAO = _extra("optimum.quanto", "quanto"), _extra("torchao", "torchao")
+BITSANDBYTES = _extra("bitsandbytes", "bitsandbytes")
+LIBRARIES = {"torchao": TORCHAO, "bitsandbytes": BITSANDBYTES}  # we pack as quanto does without it
 PRECISIONS = {name: LIBRARIES[kind.library] for name, kind in KINDS.items() if kind.library in LIBRARIES}
 
 # option -> pattern of its choices -> package. sageattention has a rule of its own: without it a run goes on.
@@ -57,6 +58,10 @@ def installed(module: str) -> bool:
 
 def packages_are_installed(config: Config) -> Iterator[Problem]:
     values = config.values()
+    kind = KINDS.get(values["base_model_precision"])
+    if values["quantize_via"] == "pipeline" and kind and kind.library == "quanto" and not installed(QUANTO.module):
+        message = f"quantize_via=pipeline needs {QUANTO.module} for {kind.name}, which is not installed"
+        yield error(message, "quantize_via", fix=f"{QUANTO.install}, or quantize_via=auto")
     for key, patterns in NEEDS.items():
         chosen = values[key] if isinstance(values[key], list) else [values[key]]
         for word in chosen if config.applies(key) else ():

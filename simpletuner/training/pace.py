@@ -84,7 +84,7 @@ class Pace:
         try:
             return self.backward(inputs, divisor)
         except Exception as error:
-            if not any([function.gives_up(error) for function in self.compiled]):
+            if not any([function.gives_up(error, "the backward pass of the blocks") for function in self.compiled]):
                 raise
         for parameter, gradient in zip(self.parameters, before, strict=True):
             parameter.grad = gradient

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from packed import COMPUTE, KINDS, drawn, packed
 
-from simpletuner.kernels.product import frozen_product
+from simpletuner.kernels.product import adapted_product, frozen_product
 from simpletuner.kernels.weights import Plain, join
 
 WEIGHT_ONLY = [kind for kind in KINDS if kind not in COMPUTE]
@@ -127,3 +127,13 @@ def test_compiled_in_one_piece_it_saves_nothing_unpacked(kind):
     torch.testing.assert_close(compiled, x.grad, rtol=1e-4, atol=1e-5 * x.grad.abs().max().item())
     floating = [t.numel() for t in saved if t.dtype in (torch.float32, torch.bfloat16)]
     assert floating and max(floating) < 128 * 128
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
+def test_factors_on_top_follow_autocast(kind):
+    weight, x = packed(kind, OUT, IN), drawn(20, IN)
+    a, b = drawn(4, IN, seed=1), drawn(OUT, 4, seed=2)
+    expected = adapted_product(x.bfloat16(), weight, drawn(OUT), a.bfloat16(), b.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = adapted_product(x, weight, drawn(OUT), a, b)
+    assert y.dtype is torch.bfloat16 and torch.equal(y, expected)

@@ -61,3 +61,10 @@ def test_a_choice_that_is_refused_is_not_asked_for_its_package(monkeypatch):
     found = check(None, {"optimizer": "prodigy", "data_backend_config": "sets.json", "max_train_steps": 1}, {})
     about = [problem.message for problem in found.problems if problem.keys == ("optimizer",)]
     assert about == ["optimizer=prodigy is not yet available in this version"]
+
+
+def test_quantos_own_way_needs_quanto(config, monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    (problem,) = packages_are_installed(config({"base_model_precision": "int4-quanto", "quantize_via": "pipeline"}))
+    assert problem.keys == ("quantize_via",) and "pip install 'simpletuner[quanto]'" in problem.fix
+    assert list(packages_are_installed(config({"base_model_precision": "int4-quanto"}))) == []
