@@ -19,6 +19,7 @@ from simpletuner.errors import Problem, Severity
 
 WORD = re.compile(r"[^\s,\[\]{}:\"/#]+")
 STRING = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"')
+SECRET = re.compile(r"""((?:secret|password|access_key)\w*["']?\s*[:=]\s*["']?)([^\s"',}\]]+)""", re.IGNORECASE)
 LITERALS = {"true": True, "false": False, "null": None}
 COMMENT = "comment (JSON has none; it is read all the same)"
 MAX_DEPTH = 100  # deeper nesting is a mistake, and Python's own stack is not endless
@@ -76,9 +77,14 @@ class Document:
         self.problems.append(Problem(message, severity=severity, where=where, fix="keep one", keys=keys))
 
 
+def veiled(line: str) -> str:
+    """The line with a * for each letter of a value whose key says that it is secret: messages end up in logs."""
+    return SECRET.sub(lambda match: match[1] + "*" * len(match[2]), line)
+
+
 def pointer(text: str, line: int, column: int) -> tuple[str, ...]:
     """The line of `text` and a caret below the column; of a long line a window, of a blank one nothing."""
-    shown = text.split("\n")[line - 1].rstrip("\r") if text else ""
+    shown = veiled(text.split("\n")[line - 1].rstrip("\r")) if text else ""
     if not shown.strip():
         return ()
     start = max(0, column - 60)  # so that a one-line file of 1 MB does not fill the screen
@@ -206,7 +212,9 @@ class _Reader:
                 raise ValueError
             value = json.loads(word)
         except ValueError:
-            raise _SyntaxError(f"{word[:40]!r} is not a value; texts stand in double quotes", self.index) from None
+            before = self.text[self.text.rfind("\n", 0, self.index) + 1 : self.index]
+            said = veiled(before + word)[len(before) :][:40]
+            raise _SyntaxError(f"{said!r} is not a value; texts stand in double quotes", self.index) from None
         self.index = match.end()
         return value
 

@@ -283,9 +283,9 @@ REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
 
 # Options whose feature comes with a later version; only their defaults are accepted. Each feature shortens this table.
 TO_COME = """
-conditioning_multidataset_sampling parquet_caption_column parquet_filename_column vae_cache_ondemand
+conditioning_multidataset_sampling vae_cache_ondemand
 vae_cache_disable text_cache_ondemand text_cache_disable vae_cache_scan_behaviour skip_file_discovery
-read_batch_size aws_max_pool_connections debug_aspect_buckets debug_dataset_loader print_filenames
+read_batch_size debug_aspect_buckets debug_dataset_loader print_filenames
 print_sampler_statistics
 
 allow_topology_change use_ema ema_decay ema_device ema_update_interval ema_warmup_steps
@@ -327,7 +327,7 @@ fsdp_reshard_after_forward fsdp_cpu_offload
 QUIET = """
 tracker_project_name tracker_run_name tracker_image_layout push_checkpoints_to_hub hub_model_id model_card_private
 model_card_safe_for_work model_card_note lycoris_config
-aws_max_pool_connections read_batch_size main_process_port webhook_reporting_interval
+read_batch_size main_process_port webhook_reporting_interval
 """
 NOT_YET = frozenset(TO_COME.split())
 NOT_YET_HARMLESS = {
@@ -341,7 +341,7 @@ NOT_YET_VALUES: dict[str, set[str]] = {
     "flux_lora_module_type": {"dora"},
     "lora_init_type": {"loftq", "olora", "pissa"},
     "optimizer": set(OPTIMIZERS.split()),
-    "caption_strategy": {"parquet", "jsonl", "csv", "huggingface"},
+    "caption_strategy": {"huggingface"},
     "disk_low_action": {"script"},
     "report_to": {"tensorboard", "wandb", "trackio", "all"},
 }

@@ -78,6 +78,14 @@ def test_anything_else_is_one_error_with_the_line_and_a_caret(text, line, column
     assert problem.details == ((shown, " " * (column - 1) + "^") if shown else ())
 
 
+@pytest.mark.parametrize("secret", ['"s3cr+t"', '"s3cr+t', "s3cr+t", '"s3cr+t" x'])
+@pytest.mark.parametrize("key", ["aws_secret_access_key", "--aws_access_key_id", "PASSWORD"])
+def test_a_secret_on_the_line_of_a_fault_is_not_shown(key, secret):
+    text = f'{{"a": 1, "{key}": {secret}, "b": 2 "c": 3}}'
+    (problem,) = parse_text(text, "f").problems
+    assert "s3cr" not in str(problem) and f'"{key}": ' in problem.details[0] and "******" in problem.details[0]
+
+
 def test_a_blank_line_is_not_shown():
     document = parse_text('{"a": 1,\n  \n', "f.json")
     (problem,) = document.problems

@@ -113,7 +113,7 @@ def test_the_quickstarts_four_datasets_load_without_a_warning(clone):
     assert problems == [] and len(found.images) == 3
     camera, large, small = found.images
     assert camera.entry.is_regularisation_data and camera.entry.repeats == 0
-    assert large.root == small.root and large.entry.repeats == 1000
+    assert large.place == small.place and large.entry.repeats == 1000
     assert (large.entry.resolution, small.entry.resolution) == (1024, 512)
 
 

@@ -131,10 +131,10 @@ def _refuse_images(path: Path, images: Iterable[ImageSet], option: str) -> None:
     """ConfigError if `path` lies in a folder of images: nothing is ever written there."""
     resolved = path.resolve()
     for image in images:
-        root = image.root.resolve()
-        if resolved == root or root in resolved.parents:
+        root = image.place.folder.resolve() if image.place.folder else None
+        if root and (resolved == root or root in resolved.parents):
             raise ConfigError(
-                f"{option}: {path} lies in {image.root}, the images of dataset {image.id}", fix="choose another folder"
+                f"{option}: {path} lies in {image.place}, the images of dataset {image.id}", fix="choose another folder"
             )
 
 

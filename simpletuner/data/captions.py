@@ -1,4 +1,4 @@
-"""From a file name or a text file to the captions of one image (data.md section 7)."""
+"""From the words that an image comes with to its captions (data.md section 7)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import re
 from collections.abc import Sequence
 from posixpath import basename, splitext
 
+from simpletuner.data import filters
+from simpletuner.data.filters import Filter
 from simpletuner.data.options import ImageEntry
+from simpletuner.data.shuffle import Shuffle
 
 MAX_CAPTION_BYTES = 1 << 20
 TRIGGER = "[trigger]"
@@ -59,19 +62,28 @@ def read(entry: ImageEntry, path: str, text: str | None) -> list[str]:
     return [caption for caption in found if caption]
 
 
-def variants(entry: ImageEntry, prompts: Sequence[str], path: str, text: str | None) -> tuple[str, ...]:
-    """All captions of one image, each once; empty if it has none. `prompts` are the instance prompts."""
-    if entry.caption_strategy == "instanceprompt" or entry.only_instance_prompt:
-        return tuple(dict.fromkeys(prompts))
-    found = read(entry, path, text)
-    if not found and entry.missing_caption == "instance_prompt":
-        return tuple(dict.fromkeys(prompts))
-    if not found and entry.missing_caption == "empty":
-        return ("",)
-    if prompts:
-        found = [caption.replace(TRIGGER, prompts[0]) for caption in found]
-    if entry.prepend_instance_prompt:
-        found = [result for caption in found for result in _prepend(prompts, caption)]
+def variants(
+    entry: ImageEntry, prompts: Sequence[str], path: str, found: Sequence[str], removed: Sequence[Filter] = (),
+    shuffle: Shuffle | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """All captions of one image, each once; empty if it has none. Filters leave the instance prompts alone.
+
+    prompts: the instance prompts. found: the captions as written. removed: the filter list. Raises filters.TooSlow.
+    """
+    if entry.only_instance_prompt or entry.caption_strategy == "instanceprompt":
+        found = prompts
+    else:
+        found = [caption for caption in (filters.apply(removed, caption) for caption in found) if caption]
+        if not found and entry.missing_caption == "empty":
+            return ("",)
+        if not found and entry.missing_caption == "instance_prompt":
+            found = prompts
+        elif prompts:
+            found = [caption.replace(TRIGGER, prompts[0]) for caption in found]
+            if entry.prepend_instance_prompt:
+                found = [result for caption in found for result in _prepend(prompts, caption)]
+    if shuffle:
+        found = [other for caption in found for other in shuffle.variants(caption, f"{entry.id}/{path}", entry.id)]
     return tuple(dict.fromkeys(found))
 
 

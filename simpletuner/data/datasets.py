@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simpletuner import examples, reading, schema
+from simpletuner import reading, schema
+from simpletuner.data import captioning, places
+from simpletuner.data.filters import Filter
 from simpletuner.data.geometry import Shape, edge
+from simpletuner.data.item import Item, block, replaced, take
 from simpletuner.data.options import (
-    KEY_ALIASES,
     NEVER_DELETES,
     NOT_YET,
+    NOT_YET_IN_CACHES,
     NOT_YET_VALUES,
+    NOT_YET_VALUES_IN_CACHES,
     REFUSED_VALUES,
-    VALUE_ALIASES,
     WITHOUT_EFFECT,
     Data,
     ImageEntry,
@@ -25,11 +27,13 @@ from simpletuner.data.options import (
     PerTextCache,
     TextEntry,
 )
+from simpletuner.data.places import PLACES, Place
+from simpletuner.data.shuffle import Shuffle
+from simpletuner.data.table import Table
 from simpletuner.errors import Problem
 from simpletuner.registry import did_you_mean
-from simpletuner.schema import Raw
+from simpletuner.retired import is_off
 
-PLACEHOLDER = re.compile(r"\{(model_family|family|output_dir|id|env:(\w+))\}")
 MAX_MEGAPIXELS = 20
 LEAST_EDGE_CELLS = 4  # of the alignment: 256 px for FLUX.1, 64 for nano
 FLUX_ALIGNMENT, FLUX_COMFORTABLE_EDGE = 64, 512
@@ -44,11 +48,14 @@ class ImageSet:
     entry: ImageEntry
     shape: Shape
     prompts: tuple[str, ...]  # instance prompts; several are alternatives
-    root: Path
+    place: Place
     cache: Path  # of the latents, the index and the list of rejected images
     pixel_limit: int
     where: str  # file:line:column, for messages
     own: frozenset[str] = frozenset()  # keys that the entry itself sets; the others are the global defaults
+    filters: tuple[Filter, ...] = ()  # of its text cache
+    shuffle: Shuffle | None = None
+    table: Table | None = None
 
     @property
     def id(self) -> str:
@@ -61,6 +68,7 @@ class TextSet:
 
     entry: TextEntry
     cache: Path
+    filters: tuple[Filter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,29 +77,6 @@ class Datasets:
 
     images: tuple[ImageSet, ...]
     text: TextSet
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One object of the file on its way to a Group: canonical keys, places, and where its problems go."""
-
-    index: int
-    raw: dict[str, Raw]
-    where: str
-    problems: list[Problem]
-
-    def text(self, key: str) -> str:
-        value = self.raw[key].value if key in self.raw else ""
-        return value if isinstance(value, str) else ""
-
-    @property
-    def name(self) -> str:
-        return f"dataset {self.text('id') or f'number {self.index + 1}'}"
-
-    def say(self, message: str, key: str = "", fix: str = "", severity: Any = "error") -> None:
-        where = self.raw[key].origin if key in self.raw else self.where
-        text = f"{self.name}: {message}"
-        self.problems.append(Problem(text, severity=severity, where=where, fix=fix, keys=(key,) if key else ()))
 
 
 def load(
@@ -117,10 +102,10 @@ def load(
         ]
     names = {"family": family, "model_family": family, "output_dir": str(output_dir)}
     images: list[ImageSet] = []
-    texts: list[tuple[_Item, TextEntry]] = []
-    items: list[_Item] = []
+    texts: list[tuple[Item, TextEntry]] = []
+    items: list[Item] = []
     for index in range(len(document.value)):
-        item = _item(document, index, names, problems)
+        item = take(document, index, names, problems)
         if item is None:
             continue
         items.append(item)
@@ -136,62 +121,33 @@ def load(
     _check_together(images, items, text, document.where(), problems)
     if any(p.severity == "error" for p in problems):
         return None, problems
-    return Datasets(tuple(images), text), problems
+    return Datasets(tuple(replace(image, filters=text.filters) for image in images), text), problems
 
 
-def _item(document: reading.Document, index: int, names: Mapping[str, str], problems: list[Problem]) -> _Item | None:
-    """The object at `index` with canonical keys, aliases and placeholders resolved."""
-    value, where = document.value[index], document.where(index)
-    if not isinstance(value, dict):
-        problems.append(
-            Problem(f"dataset number {index + 1}: expected an object", where=where, fix='write { "id": ... }')
-        )
-        return None
-    raw: dict[str, Raw] = {}
-    item = _Item(index, raw, where, problems)
-    for written, content in value.items():
-        key = reading.canonical_key(written)
-        name = KEY_ALIASES.get(key, key)
-        if isinstance(content, str):
-            content = VALUE_ALIASES.get((name, content.strip().lower()), content)
-        raw[name] = Raw(content, document.where(index, key))
-    names = {**names, "id": item.text("id")}
-    for key, found in raw.items():
-        if isinstance(found.value, str):
-            raw[key] = Raw(_replaced(found.value, names, item, key), found.origin)
-    return item
-
-
-def _replaced(text: str, names: Mapping[str, str], item: _Item, key: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        if match[2] is None:
-            return names[match[1]]
-        if match[2] not in os.environ:
-            item.say(f"{key}: the environment variable {match[2]} is not set", key, fix=f"export {match[2]}=...")
-        return os.environ.get(match[2], "")
-
-    return PLACEHOLDER.sub(value, text)
-
-
-def _entry(item: _Item, defaults: Data) -> tuple[ImageEntry | TextEntry | None, tuple[str, ...]]:
+def _entry(item: Item, defaults: Data) -> tuple[ImageEntry | TextEntry | None, tuple[str, ...]]:
     """(the entry with the global defaults, its instance prompts); None if its role or a required key is missing."""
-    refused = _refused_values(item)
-    if "dataset_type" in refused:
-        return None, ()
     role = item.text("dataset_type").strip().lower() or "image"
     group: type[ImageEntry | TextEntry] = TextEntry if role == "text_embeds" else ImageEntry
+    refused = _refused_values(item, NOT_YET_VALUES_IN_CACHES if group is TextEntry else {})
+    if "dataset_type" in refused:
+        return None, ()
     known = schema.options([group])
     _check_keys(item, known)
     raw = {key: value for key, value in item.raw.items() if key in known and key not in refused}
-    prompts = _prompts(item, raw)
-    missing_dir = group is ImageEntry and "instance_data_dir" not in raw
+    for key in captioning.BLOCKS & raw.keys():
+        if is_off(raw[key].value):
+            del raw[key]
+    captioning.filter_file(item, raw)
+    prompts = captioning.prompts(item, raw)
+    for mistake in places.misplaced(item.text("type").strip().lower(), raw) if group is ImageEntry else ():
+        item.say(mistake.message, mistake.key, mistake.fix)
+        refused |= {mistake.key} & {kind.required for kind in PLACES.values()} - raw.keys()
     parsed, found = schema.parse([group], raw)
     for problem in found:
         if problem.keys[:1] and problem.keys[0] in refused:
             continue  # it has its own message
-        fix = "name the folder of the images" if missing_dir and problem.keys == ("instance_data_dir",) else problem.fix
-        message = f"{item.name}: {problem.message}"
-        item.problems.append(Problem(message, where=problem.where or item.where, fix=fix, keys=problem.keys))
+        message, where = f"{item.name}: {problem.message}", problem.where or item.where
+        item.problems.append(Problem(message, where=where, fix=problem.fix, keys=problem.keys))
     entry = parsed.get(group.__name__)
     if entry is None or refused:
         return None, ()
@@ -204,10 +160,10 @@ def _entry(item: _Item, defaults: Data) -> tuple[ImageEntry | TextEntry | None, 
     return merged, prompts
 
 
-def _refused_values(item: _Item) -> set[str]:
+def _refused_values(item: Item, further: Mapping[tuple[str, str], str]) -> set[str]:
     """Keys whose value belongs to a later feature or to none; each is reported."""
     refused = set()
-    for (key, value), reason in {**REFUSED_VALUES, **NOT_YET_VALUES}.items():
+    for (key, value), reason in {**REFUSED_VALUES, **NOT_YET_VALUES, **further}.items():
         if item.text(key).strip().lower() == value:
             kind = "" if (key, value) in REFUSED_VALUES else "not yet: "
             item.say(f'{key} "{value}": {kind}{reason}', key, fix=f"choose another {key}, or disable the dataset")
@@ -215,7 +171,8 @@ def _refused_values(item: _Item) -> set[str]:
     return refused
 
 
-def _check_keys(item: _Item, known: Mapping[str, schema.Option]) -> None:
+def _check_keys(item: Item, known: Mapping[str, schema.Option]) -> None:
+    later = {**NOT_YET, **NOT_YET_IN_CACHES}  # the latter are known to image datasets
     for key, raw in item.raw.items():
         value = raw.value.strip() if isinstance(raw.value, str) else raw.value
         if key in known:
@@ -233,8 +190,8 @@ def _check_keys(item: _Item, known: Mapping[str, schema.Option]) -> None:
         elif key in WITHOUT_EFFECT:
             if value is not None and str(value).lower() != str(WITHOUT_EFFECT[key]).lower():
                 item.say(f"{key} has no effect", key, severity="notice")
-        elif key in NOT_YET:
-            reason, defaults = NOT_YET[key]
+        elif key in later:
+            reason, defaults = later[key]
             if not off and str(value).lower() not in {str(default).lower() for default in defaults}:
                 item.say(f"{key}: not yet: {reason}", key, fix="remove it")
         else:
@@ -242,45 +199,30 @@ def _check_keys(item: _Item, known: Mapping[str, schema.Option]) -> None:
             item.say(f'unknown key "{key}"', key, fix=fix)
 
 
-def _prompts(item: _Item, raw: dict[str, Raw]) -> tuple[str, ...]:
-    """A list of instance prompts, taken out of `raw`; one prompt stays there."""
-    found = raw.get("instance_prompt")
-    if not found or not isinstance(found.value, list):
-        return ()
-    del raw["instance_prompt"]
-    if not all(isinstance(prompt, str) and prompt.strip() for prompt in found.value):
-        item.say("instance_prompt: expected a text or a list of texts", "instance_prompt")
-        return ()
-    return tuple(prompt.strip() for prompt in found.value)
-
-
 def _image_set(
-    item: _Item, entry: ImageEntry, prompts: tuple[str, ...], defaults: Data, alignment: int, names: Mapping[str, str]
+    item: Item, entry: ImageEntry, prompts: tuple[str, ...], defaults: Data, alignment: int, names: Mapping[str, str]
 ) -> ImageSet | None:
     aspects = _aspects(item, entry)
     shape = Shape(entry, aspects, alignment, defaults.aspect_bucket_rounding)
     _check_sizes(item, entry, shape)
-    _check_captions(item, entry, prompts)
+    captioning.check(item, entry, prompts)
     if entry.crop_aspect in ("closest", "random") and not aspects and "crop_aspect_buckets" not in item.raw:
         fix = "for example [0.75, 1.0, 1.33]"
         item.say(f"crop_aspect {entry.crop_aspect} needs crop_aspect_buckets", "crop_aspect", fix=fix)
     names = {**names, "id": entry.id}
     cache = str(entry.cache_dir_vae or "{output_dir}/cache/vae/{family}/{id}")
-    root = _folder(str(entry.instance_data_dir))
-    if os.path.exists(root) and not os.path.isdir(root):
-        item.say(
-            f"instance_data_dir: {root} is a file", "instance_data_dir", fix="name the folder that holds the images"
-        )
-    folder = _folder(_replaced(cache, names, item, "cache_dir_vae"))
-    return ImageSet(entry, shape, prompts, root, folder, defaults.image_pixel_limit, item.where, frozenset(item.raw))
+    kind = PLACES[entry.type]
+    for mistake in kind.mistakes(entry):
+        item.say(mistake.message, mistake.key, mistake.fix)
+    folder = places.folder(replaced(cache, names, item, "cache_dir_vae"))
+    shuffle = block(item, entry, "caption_shuffle", Shuffle)
+    return ImageSet(
+        entry, shape, prompts, kind.place(entry), folder, defaults.image_pixel_limit, item.where, frozenset(item.raw),
+        shuffle=shuffle if shuffle and shuffle.enable else None, table=captioning.table(item, entry, defaults),
+    )  # fmt: skip
 
 
-def _folder(text: str) -> Path:
-    """The folder that a text means: ~ is the home, config/examples/ the packaged examples, the rest as it is."""
-    return Path(os.path.expanduser(examples.resolve(text)))
-
-
-def _aspects(item: _Item, entry: ImageEntry) -> tuple[tuple[float, float], ...]:
+def _aspects(item: Item, entry: ImageEntry) -> tuple[tuple[float, float], ...]:
     """crop_aspect_buckets as (aspect, weight)."""
     if entry.crop_aspect_buckets is None:
         return ()
@@ -303,7 +245,7 @@ def _aspects(item: _Item, entry: ImageEntry) -> tuple[tuple[float, float], ...]:
     return tuple(found)
 
 
-def _check_sizes(item: _Item, entry: ImageEntry, shape: Shape) -> None:
+def _check_sizes(item: Item, entry: ImageEntry, shape: Shape) -> None:
     unit, least = entry.resolution_type, LEAST_EDGE_CELLS * shape.alignment
     sizes = ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size")
     large = [key for key in sizes if unit == "area" and (getattr(entry, key) or 0) > MAX_MEGAPIXELS]
@@ -331,21 +273,8 @@ def _check_sizes(item: _Item, entry: ImageEntry, shape: Shape) -> None:
         item.say(f"minimum_aspect_ratio {narrow:g} is above maximum_aspect_ratio {wide:g}", "minimum_aspect_ratio")
 
 
-def _check_captions(item: _Item, entry: ImageEntry, prompts: tuple[str, ...]) -> None:
-    if prompts:
-        return
-    for key, needs in (
-        ("caption_strategy", entry.caption_strategy == "instanceprompt"),
-        ("prepend_instance_prompt", entry.prepend_instance_prompt),
-        ("only_instance_prompt", entry.only_instance_prompt),
-        ("missing_caption", entry.missing_caption == "instance_prompt"),
-    ):
-        if needs:
-            item.say(f"{key} {getattr(entry, key)} needs instance_prompt", key, fix='add "instance_prompt": "..."')
-
-
-def _check_ids(items: list[_Item], problems: list[Problem]) -> None:
-    first: dict[str, _Item] = {}
+def _check_ids(items: list[Item], problems: list[Problem]) -> None:
+    first: dict[str, Item] = {}
     for item in items:
         name = item.text("id")
         if any(c in "/\\:" or ord(c) < 32 for c in name) or name in (".", ".."):
@@ -357,14 +286,14 @@ def _check_ids(items: list[_Item], problems: list[Problem]) -> None:
 
 
 def _text_set(
-    texts: list[tuple[_Item, TextEntry]], defaults: Data, names: Mapping[str, str], problems: list[Problem]
+    texts: list[tuple[Item, TextEntry]], defaults: Data, names: Mapping[str, str], problems: list[Problem]
 ) -> TextSet:
     enabled = [(item, entry) for item, entry in texts if not entry.disabled]
     marked = [(item, entry) for item, entry in enabled if entry.default]
     if not enabled:
         entry = TextEntry(id="text-embeds", type="local", default=True)
         inherited = {key: getattr(defaults, key) for key in PerTextCache.model_fields}
-        chosen = _Item(0, {}, "", problems), entry.model_copy(update=inherited)
+        chosen = Item(0, {}, "", problems), entry.model_copy(update=inherited)
     elif len(enabled) == 1:
         chosen = enabled[0]
         if not marked:
@@ -380,15 +309,16 @@ def _text_set(
             enabled[1][0].say("not yet: several text caches", fix=fix)
     item, entry = chosen
     folder = str(entry.cache_dir or defaults.cache_dir_text or "{output_dir}/cache/text/{family}")
-    return TextSet(entry, _folder(_replaced(folder, {**names, "id": entry.id}, item, "cache_dir")))
+    cache = places.folder(replaced(folder, {**names, "id": entry.id}, item, "cache_dir"))
+    return TextSet(entry, cache, tuple(captioning.filters(item, entry)))
 
 
 def _check_together(
-    images: list[ImageSet], items: list[_Item], text: TextSet, where: str, problems: list[Problem]
+    images: list[ImageSet], items: list[Item], text: TextSet, where: str, problems: list[Problem]
 ) -> None:
     """Rules over several entries: caches apart from images and each other, folders that exist, one set at least."""
     by_id = {item.text("id"): item for item in items}
-    roots = {image.root.resolve() for image in images}
+    roots = {image.place.folder.resolve() for image in images if image.place.folder}
     caches = [(image.id, "cache_dir_vae", image.cache) for image in images] + [(text.entry.id, "cache_dir", text.cache)]
     for name, key, cache in caches:
         resolved = cache.resolve()
@@ -406,9 +336,9 @@ def _check_together(
             item.say(
                 f'text_embeds "{image.entry.text_embeds}" is no text cache', "text_embeds", fix=f"use {text.entry.id}"
             )
-    missing = [image for image in images if not os.path.exists(image.root)]
+    missing = [image for image in images if image.place.folder and not os.path.exists(image.place.folder)]
     if missing:
-        message = "instance_data_dir does not exist: " + ", ".join(f"{i.root} ({i.id})" for i in missing)
+        message = "instance_data_dir does not exist: " + ", ".join(f"{i.place} ({i.id})" for i in missing)
         fix = "create the folders, or mend the paths; relative ones start at the working directory"
         problems.append(Problem(message, "dataset", where=missing[0].where, fix=fix, keys=("instance_data_dir",)))
     enabled = [item for item in items if (item.text("dataset_type") or "image") == "image"]

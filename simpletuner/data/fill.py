@@ -293,6 +293,10 @@ def _fill(library: Library, images: Images, events: EventLog) -> dict[str, Laten
     try:
         for shelf in library.shelves:
             shelf.hash()
+            if shelf.mended:
+                message = f"dataset {shelf.id}: {len(shelf.mended)} sizes of the table are wrong: {shelf.mended[0]}"
+                events.warn("sizes-mended", message, fix="the sizes of the files are used; mend the table")
+                shelf.mended.clear()
             sync_every = shelf.dataset.entry.write_batch_size
             cache = TensorCache.at(shelf.dataset.cache, images.fingerprint, "vae", sync_every)
             keys = {s.id: latent_key(s.digest, p, images.fingerprint) for s, p in shelf.items}

@@ -90,7 +90,7 @@ def examine(shelf: Shelf, ranks: int = 1) -> Health:
     entry, left_out = shelf.dataset.entry, shelf.scan.left_out
     return Health(
         id=shelf.id,
-        folder=str(shelf.dataset.root),
+        folder=str(shelf.dataset.place),
         found=len(shelf.items) + len(left_out) + shelf.scan.beyond_subset,
         used=len(shelf.items),
         repeats=shelf.repeats,

@@ -31,6 +31,11 @@ class Row:
     caption_stamp: str = ""  # "<caption path>:<stamp>"; empty if there is no caption file
     caption: str | None = None  # text of the caption file
 
+    @property
+    def claimed(self) -> bool:
+        """Whether the size is what a table says, and nobody has looked at the file."""
+        return not self.format and not self.reason
+
 
 COLUMNS = tuple(Row.__dataclass_fields__)
 

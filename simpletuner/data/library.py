@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simpletuner.data.ahead import ahead, threads
 from simpletuner.data.datasets import Datasets, ImageSet
 from simpletuner.data.geometry import enlargement
-from simpletuner.data.index import Index
+from simpletuner.data.index import Index, Row
 from simpletuner.data.options import Data
 from simpletuner.data.pictures import BYTES_PER_PIXEL, Rejected, open_rgb
 from simpletuner.data.sampling import Pool, smallest_repeats
-from simpletuner.data.scan import LeftOut, Placed, Scan, rejected_path, scan, write_rejected
-from simpletuner.data.stores.local import LocalSource
-from simpletuner.errors import DataError, Problem
+from simpletuner.data.scan import LeftOut, Placed, Scan, header_row, placed, rejected_path, scan, write_rejected
+from simpletuner.errors import AccessError, ConfigError, DataError, Problem, RemoteError
 from simpletuner.events import EventLog
 from simpletuner.protocols import Source
 from simpletuner.types import Placement, Size
@@ -37,6 +36,7 @@ class Shelf:
     scan: Scan
     batch_size: int
     repeats: int
+    mended: list[str] = field(default_factory=list)  # sizes of the table that its files do not have
 
     @property
     def id(self) -> str:
@@ -65,24 +65,33 @@ class Shelf:
     def hash(self, decode: bool = False) -> int:
         """Reads every file whose digest is not known yet; returns how many.
 
-        A file that is gone is left out; with `decode`, one whose pixels are damaged as well.
+        A file that is gone is left out; with `decode`, one whose pixels are damaged as well. A size that a table gave
+        is compared with the header, and mended.
         """
         unknown = [item for item in self.items if not item.sample.digest]
+        if not unknown:
+            return 0
+        rows = self.index.rows()
 
-        def digest(item: Placed) -> str | Rejected:
+        def digest(item: Placed) -> Row | Rejected:
+            row = rows[item.sample.path]
             try:
-                data = self.source.read(item.sample.path)
+                data = self.source.read(row.path)
                 if decode:
                     open_rgb(data, pixel_limit=self.dataset.pixel_limit)
-                return hashlib.sha256(data).hexdigest()
+                if row.claimed:
+                    seen = header_row(row.path, row.stamp, lambda length: data[:length])
+                    row = replace(seen, caption=row.caption, caption_stamp=row.caption_stamp)
+                return replace(row, digest=hashlib.sha256(data).hexdigest())
             except Rejected as error:
                 return error
             except OSError as error:
                 return Rejected("unreadable", error.strerror or str(error))
 
-        digests: dict[str, str] = {}
+        read: dict[str, Row] = {}
         unusable: list[LeftOut] = []
-        workers = threads(self.dataset.entry.max_workers)
+        most = self.dataset.entry.max_workers
+        workers = threads(most) if decode else self.dataset.place.readers(most)
         for item, found in ahead(
             unknown,
             digest,
@@ -91,19 +100,32 @@ class Shelf:
             cost=lambda item: _bytes_of(item.sample.stamp) + decode * item.sample.size.area * BYTES_PER_PIXEL,
             most_cost=MOST_BYTES_READ,
         ):
-            if isinstance(found, str):
-                digests[item.sample.path] = found
+            if isinstance(found, Row):
+                read[item.sample.path] = found
             else:
                 unusable.append(LeftOut(item.sample.path, found.reason, found.detail))
-        if digests:
-            rows = self.index.rows()
-            self.index.put(replace(rows[path], digest=value) for path, value in digests.items())
-        self.scan.items = [
-            Placed(replace(item.sample, digest=digests.get(item.sample.path, item.sample.digest)), item.placement)
-            for item in self.items
-        ]
+        self.index.put(read.values())
+        unfit = self._learn(read)
         self.leave_out(unusable)
+        self.leave_out(unfit, remember=False)  # the rows say what is wrong for good; the rest may do with other options
         return len(unknown)
+
+    def _learn(self, rows: Mapping[str, Row]) -> list[LeftOut]:
+        """Takes digests, and sizes that a table had wrong, from rows; returns the images that do not fit any more."""
+        unfit: list[LeftOut] = []
+        for place, (sample, placement) in enumerate(self.items):
+            if (row := rows.get(sample.path)) is None:
+                continue
+            size, now = Size(row.height, row.width), placement
+            if size != sample.size or row.reason:
+                self.mended += [] if row.reason else [f"{sample.path} is {size}, not {sample.size}"]
+                found = placed(self.dataset, row)
+                if isinstance(found, LeftOut):
+                    unfit.append(found)
+                else:
+                    now = found
+            self.items[place] = Placed(replace(sample, digest=row.digest, size=size), now)
+        return unfit
 
     def leave_out(self, found: Sequence[LeftOut], remember: bool = True) -> None:
         """Takes images out of the run and lists them; `remember` spares the next run to find the same."""
@@ -240,11 +262,12 @@ def survey(
     shelves: list[Shelf] = []
     problems: list[Problem] = []
     for dataset in datasets.images:
-        source, index = LocalSource(dataset.root), Index(index_path(dataset))
+        index = Index(index_path(dataset))
         try:
+            source = dataset.place.source()
             found = scan(dataset, source, index)
-        except DataError as error:
-            problems += error.problems
+        except (DataError, ConfigError, AccessError, RemoteError) as error:
+            problems += [replace(problem, where=problem.where or dataset.where) for problem in error.problems]
             index.close()
             continue
         problems += found.problems

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from simpletuner.schema import Basic, Expert, Ge, Group, Gt, Le, Meaning, Unit, When
 
 ResolutionType = Literal["pixel_area", "pixel", "area"]
@@ -86,6 +88,8 @@ class PerImageSet(PerCache, title="Data"):
     """Threads for reading and decoding; never more than twice the cores."""
     metadata_update_interval: Annotated[float, Ge(60), Unit("seconds"), Expert] = 3600
     """Longest time between two saves of the index while scanning; shorter redoes less after a crash."""
+    aws_max_pool_connections: Annotated[int, Ge(1), Expert] = 128
+    """Open connections to a bucket; more is faster until the provider slows you down."""
 
 
 class Data(PerImageSet, PerTextCache, title="Data"):
@@ -141,8 +145,6 @@ class Data(PerImageSet, PerTextCache, title="Data"):
     """Stages that trust the index of the last run; a quicker start on very large sets, blind to changed files."""
     read_batch_size: Annotated[int, Ge(1), Expert] = 25
     """Files read ahead; more hides slow storage and takes more RAM."""
-    aws_max_pool_connections: Annotated[int, Ge(1), Expert] = 128
-    """Open connections to a bucket; more is faster until the provider slows you down."""
     image_pixel_limit: Annotated[int, Ge(1), Unit("px"), Expert] = 120_000_000
     """Larger images are refused and listed, as protection against decompression bombs."""
     dataloader_prefetch: Annotated[bool, Expert] = True
@@ -164,14 +166,29 @@ class ImageEntry(PerImageSet, title="Image dataset"):
 
     id: str
     """Name of the dataset in indexes, events, checkpoints and messages."""
-    type: Literal["local"]
+    type: Annotated[
+        Literal["local", "aws"],
+        Meaning({"local": "a folder: instance_data_dir", "aws": "a bucket of S3 or of its like: aws_bucket_name"}),
+    ]
     """Where the images are."""
     dataset_type: Literal["image"] = "image"
     """Role of the entry."""
     disabled: bool = False
     """Checks the entry for spelling, then leaves it out."""
-    instance_data_dir: Path
-    """Root of the images, read recursively; nothing is ever written there."""
+    instance_data_dir: Path | None = None
+    """Root of the images, read recursively; nothing is ever written there. Required with type local."""
+    aws_bucket_name: str | None = None
+    """Bucket of the images; nothing is ever written there. Required with type aws."""
+    aws_data_prefix: str = ""
+    """Folder in the bucket, read recursively; unset means all of it."""
+    aws_region_name: str | None = None
+    """Region of the bucket; unset means the environment's."""
+    aws_endpoint_url: str | None = None
+    """Address of another provider than AWS, such as https://HOST:PORT."""
+    aws_access_key_id: Annotated[str | None, Field(repr=False)] = None
+    """Who reads the bucket. Better left to the environment (AWS_ACCESS_KEY_ID) or written as {env:NAME}."""
+    aws_secret_access_key: Annotated[str | None, Field(repr=False)] = None
+    """Its secret, likewise; it is never shown and never written anywhere."""
     minimum_aspect_ratio: Annotated[float, Ge(0)] | None = None
     """Images with a smaller width/height are left out and listed."""
     maximum_aspect_ratio: Annotated[float, Ge(0)] | None = None
@@ -190,6 +207,34 @@ class ImageEntry(PerImageSet, title="Image dataset"):
     """Ending of caption files; unset means .txt, else .caption."""
     missing_caption: Literal["error", "skip", "instance_prompt", "empty"] = "error"
     """What to do with an image that has no caption."""
+    parquet: dict[str, Any] | None = None
+    """Table of captions or sizes: {path, filename_column, caption_column, fallback_caption_column, ...}."""
+    jsonl: dict[str, Any] | None = None
+    """The same; without it the table is metadata.jsonl among the images, with the names in file_name."""
+    csv: dict[str, Any] | None = None
+    """The same; without it the table is metadata.csv among the images, with the names in file_name."""
+    caption_column: str | None = None
+    """Column of the table with the captions; unset means text, caption or prompt."""
+    fallback_caption_column: str | None = None
+    """Column of the table that is taken where the caption is empty."""
+    width_column: str | None = None
+    """Column of the table with the width in pixels."""
+    height_column: str | None = None
+    """Column of the table with the height in pixels."""
+    metadata_backend: Annotated[
+        Literal["discovery", "parquet", "jsonl", "csv"],
+        Meaning(
+            {
+                "discovery": "the files themselves",
+                "parquet": "width_column and height_column of the table parquet",
+                "jsonl": "those of the table jsonl",
+                "csv": "those of the table csv",
+            }
+        ),
+    ] = "discovery"
+    """Where sizes come from; a table opens no file before it is encoded, and what it says is checked then."""
+    caption_shuffle: dict[str, Any] | None = None
+    """Adds each caption in other orders: {enable, count, seed, split_on, position_start, include_original}."""
     repeats: Annotated[int, Ge(0)] = 0
     """Extra passes per epoch: 0 meets each image once, 9 ten times."""
     probability: Annotated[float, Gt(0)] = 1.0
@@ -219,7 +264,14 @@ class TextEntry(PerTextCache, title="Text cache"):
     """Marks the cache that also holds validation prompts and the empty caption."""
     cache_dir: Path | None = None
     """Root of the cache; unset means cache_dir_text."""
+    caption_filter_list: list[str] | None = None
+    """Words taken out of every caption, or s/find/replace/: a list, or a .txt or .json file with one."""
 
+
+SECRETS = ("aws_access_key_id", "aws_secret_access_key")  # their values are never shown
+BUCKET_KEYS = (
+    "aws_bucket_name", "aws_data_prefix", "aws_region_name", "aws_endpoint_url", *SECRETS, "aws_max_pool_connections",
+)  # fmt: skip
 
 # Other spellings of keys and values, as in the original.
 KEY_ALIASES = {"disable": "disabled", "is_regularization_data": "is_regularisation_data"}
@@ -230,7 +282,9 @@ VALUE_ALIASES = {
     ("metadata_backend", "json"): "discovery",
 }
 
-_LATER_STORE = "only local folders are read for now"
+_LATER_STORE = "only folders and buckets are read for now"
+_HUB = "data sets of the hub are not read yet"
+_LOCAL_CACHES = "caches are kept in local folders for now"
 _PAIRS = "masks and references are not read yet"
 _SCHEDULE = "datasets take part from the first to the last step for now"
 _ENCODE_FIRST = "everything is encoded before training for now"
@@ -241,8 +295,7 @@ _EAGER = "every start looks at the folder and at the caches for now"
 # Keys of later features: why, and the values that leave the feature off besides null, "", none, false, 0, [] and {}.
 NOT_YET: dict[str, tuple[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("crop_variants", "vae_cache_clear_each_epoch"), (_ONE_CROP, (1,))),
-    **dict.fromkeys(("caption_shuffle", "caption_filter_list"), ("captions are used as they are read for now", ())),
-    **dict.fromkeys(("parquet", "csv", "jsonl", "huggingface"), ("tables are not read yet", ())),
+    "huggingface": (_HUB, ()),
     **dict.fromkeys(
         ("conditioning_data", "conditioning_type", "source_dataset_id", "conditioning", "captions", "name_suffix")
         + ("invert_mask", "mask_min_value"),
@@ -258,17 +311,13 @@ NOT_YET: dict[str, tuple[str, tuple[Any, ...]]] = {
     "vae_cache_preprocess": (_ENCODE_FIRST, (True, "true")),
     "vae_cache_scan_behaviour": ("a bad item is always encoded again for now", ("recreate",)),
     **dict.fromkeys(("scan_for_errors", "skip_file_discovery"), (_EAGER, ())),
-    "metadata_backend": ("sizes come from the files for now", ("discovery",)),
     "read_batch_size": ("reading ahead follows image_processing_batch_size for now", (25,)),
     "compact": ("all rows of a text are stored for now", ()),
     **dict.fromkeys(
-        ("aws_bucket_name", "aws_data_prefix", "aws_region_name", "aws_endpoint_url", "aws_access_key_id")
-        + ("aws_secret_access_key", "csv_file", "csv_caption_column", "csv_cache_dir", "dataset_name", "revision")
-        + ("caption_column", "fallback_caption_column", "width_column", "height_column", "streaming", "num_proc")
-        + ("auto_load", "composite_image_config", "filter_func"),
+        ("csv_file", "csv_caption_column", "csv_cache_dir", "dataset_name", "revision")
+        + ("streaming", "num_proc", "auto_load", "composite_image_config", "filter_func"),
         (_LATER_STORE, ()),
     ),
-    "aws_max_pool_connections": (_LATER_STORE, (128,)),
     "csv_url_column": (_LATER_STORE, ("url",)),
     "split": (_LATER_STORE, ("train",)),
     "image_column": (_LATER_STORE, ("image",)),
@@ -276,12 +325,16 @@ NOT_YET: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 # Values of known keys that belong to later features.
 NOT_YET_VALUES = {
-    **{("type", name): _LATER_STORE for name in ("aws", "csv", "huggingface")},
+    **{("type", name): _LATER_STORE for name in ("csv", "huggingface")},
     **{("dataset_type", name): _PAIRS for name in ("conditioning", "image_embeds")},
     ("dataset_type", "eval"): "held-out sets are not read yet",
     ("crop_style", "face"): "faces are not looked for yet",
-    **{("caption_strategy", name): "tables are not read yet" for name in ("parquet", "jsonl", "csv", "huggingface")},
+    **dict.fromkeys(((key, "huggingface") for key in ("caption_strategy", "metadata_backend")), _HUB),
 }
+
+# The same of text caches alone.
+NOT_YET_IN_CACHES: dict[str, tuple[str, tuple[Any, ...]]] = dict.fromkeys(BUCKET_KEYS, (_LOCAL_CACHES, (128,)))
+NOT_YET_VALUES_IN_CACHES = {("type", "aws"): _LOCAL_CACHES}
 
 # Values that are refused for good.
 REFUSED_VALUES = {

@@ -5,29 +5,35 @@ Only headers are read. Nothing is written into the dataset's folder; every image
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from posixpath import splitext
 from typing import NamedTuple
 
 from simpletuner.data import captions
-from simpletuner.data.ahead import ahead, threads
+from simpletuner.data.ahead import ahead
 from simpletuner.data.datasets import ImageSet
+from simpletuner.data.filters import TooSlow
 from simpletuner.data.geometry import place
 from simpletuner.data.index import Index, Row
 from simpletuner.data.pictures import EXTENSIONS, MODES, Rejected, read_header
+from simpletuner.data.table import Contents
+from simpletuner.data.table import read as read_table
 from simpletuner.errors import Problem
 from simpletuner.protocols import Source
 from simpletuner.types import Placement, Sample, Size
 
 ROWS_AT_ONCE = 10_000  # rows between two saves of the index
 NAMES_SHOWN = 10
+SLOW_ENOUGH = 3  # captions, each a second or more: the next thousand would be no news
 OTHER_KINDS = ("-masklabel", "-condlabel")  # stems of masks and conditions that lie beside their images
 
 
@@ -57,6 +63,7 @@ class Scan:
     num_files: int = 0
     headers_read: int = 0
     beyond_subset: int = 0  # usable, but outside max_num_samples
+    table: Contents | None = None
 
     def reasons(self) -> dict[str, int]:
         return dict(sorted(Counter(item.reason for item in self.left_out).items()))
@@ -70,6 +77,19 @@ def is_image(path: str) -> bool:
     return not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within it nobody looks for cycles: a hundred thousand rows and samples have none, and would be walked often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def scan(dataset: ImageSet, source: Source, index: Index) -> Scan:
     """The samples of one dataset with their placements, and what is wrong. DataError if it cannot be listed at all."""
     stamps = {listing.path: listing.stamp for listing in source.list()}
@@ -86,18 +106,26 @@ def scan(dataset: ImageSet, source: Source, index: Index) -> Scan:
         return found
     rows = index.rows()
     index.remove(set(rows) - set(images))
-    changed = [path for path in images if path not in rows or rows[path].stamp != stamps[path]]
+    sizes = _read_table(dataset, source, index, rows, images, stamps, found)
+    changed = [p for p in images if p not in sizes and (p not in rows or rows[p].stamp != stamps[p] or rows[p].claimed)]
     found.headers_read = len(changed)
     _read_headers(dataset, source, index, rows, [(path, stamps[path]) for path in changed])
     unusable = _read_captions(dataset, source, index, rows, images, stamps, found.problems)
     without: list[str] = []
+    slow: list[str] = []
     for path in images:
         if path in unusable:
             found.left_out.append(LeftOut(path, "no-caption", unusable[path]))
         else:
-            _admit(dataset, rows[path], found, without)
-    if without and dataset.entry.missing_caption == "error":
+            _admit(dataset, rows[path], found, without, slow)
+            if len(slow) >= SLOW_ENOUGH:
+                break
+    if without and dataset.entry.missing_caption == "error" and not (found.table and found.table.problems):
         found.problems.append(_no_captions(dataset, without))
+    if slow:
+        message = f"dataset {dataset.id}: caption_filter_list takes too long"
+        fix = "write the entry so that it has fewer ways to match"
+        found.problems.append(Problem(message, "dataset", where=dataset.where, fix=fix, details=tuple(slow)))
     _take_subset(dataset, found)
     _notice(dataset, source, found, images, stamps)
     write_rejected(dataset, found.left_out)
@@ -117,6 +145,45 @@ def _encodable(path: str) -> bool:
     return True
 
 
+def header_row(path: str, stamp: str, read: Callable[[int | None], bytes]) -> Row:
+    """What a file's header says; `read(n)` gives its first n bytes, `read(None)` all."""
+    try:
+        found = read_header(read)
+    except Rejected as error:
+        return Row(path, stamp, reason=error.reason, detail=error.detail)
+    reason = "" if found.mode in MODES else "unsupported-mode"
+    return Row(path, stamp, *found.size, found.format, reason=reason, detail=found.mode if reason else "")
+
+
+def _read_table(
+    dataset: ImageSet, source: Source, index: Index, rows: dict[str, Row], images: Sequence[str],
+    stamps: dict[str, str], found: Scan,
+) -> set[str]:  # fmt: skip
+    """Reads the dataset's table. Fills `rows` and the index with the sizes that it has; returns the paths of those.
+
+    A file whose header was read is known better than the table knows it.
+    """
+    if dataset.table is None:
+        return set()
+    found.table = read_table(dataset.table, source, images)
+    found.problems += [replace(p, message=f"dataset {dataset.id}: {p.message}") for p in found.table.problems]
+    found.notices += [f"dataset {dataset.id}: {notice}" for notice in found.table.notices]
+    sizes = {path: facts.size for path, facts in found.table.facts.items() if facts.size}
+    new: list[Row] = []
+    wrong: list[str] = []
+    for path, size in sizes.items():
+        row = rows.get(path)
+        if row is None or row.stamp != stamps[path] or (row.claimed and (row.height, row.width) != size):
+            new.append(Row(path, stamps[path], *size))
+        elif not row.claimed and not row.reason and (row.height, row.width) != size:
+            wrong.append(f"{path} is {row.width}x{row.height}, not {size}")
+    rows.update((row.path, row) for row in new)
+    index.put(new)
+    if wrong:
+        found.notices.append(f"dataset {dataset.id}: {len(wrong)} sizes in {dataset.table} are wrong: {wrong[0]}")
+    return set(sizes)
+
+
 def _read_headers(
     dataset: ImageSet, source: Source, index: Index, rows: dict[str, Row], changed: Sequence[tuple[str, str]]
 ) -> None:
@@ -124,16 +191,11 @@ def _read_headers(
 
     def header(job: tuple[str, str]) -> Row:
         path, stamp = job
-        try:
-            found = read_header(lambda length: source.read(path, 0, length))
-        except Rejected as error:
-            return Row(path, stamp, reason=error.reason, detail=error.detail)
-        reason = "" if found.mode in MODES else "unsupported-mode"
-        return Row(path, stamp, *found.size, found.format, reason=reason, detail=found.mode if reason else "")
+        return header_row(path, stamp, lambda length: source.read(path, 0, length))
 
     pending: list[Row] = []
     saved = time.monotonic()
-    workers = threads(dataset.entry.max_workers)
+    workers = dataset.place.readers(dataset.entry.max_workers)
     for (path, _), row in ahead(changed, header, workers=workers, limit=8 * workers):
         rows[path] = row
         pending.append(row)
@@ -156,6 +218,7 @@ def _read_captions(
         return unusable
     wrong: list[str] = []
     changed: list[Row] = []
+    jobs: list[tuple[Row, str]] = []
     for path in images:
         row = rows[path]
         file = next((p for p in captions.caption_paths(path, dataset.entry.caption_extension) if p in stamps), None)
@@ -163,15 +226,17 @@ def _read_captions(
         if row.caption_stamp == stamp:
             continue
         row.caption_stamp, row.caption = stamp, None
-        if file:
-            try:
-                row.caption = captions.decode(source.read(file))
-            except (captions.Unreadable, OSError) as error:
-                if getattr(error, "fatal", False):
-                    wrong.append(f"{file}: {error}")
-                unusable[path] = f"{file}: {error}"
-                row.caption_stamp = ""  # so that it is looked at again
         changed.append(row)
+        if file:
+            jobs.append((row, file))
+    for (row, file), text in _texts(dataset, source, jobs):
+        if isinstance(text, str):
+            row.caption = text
+            continue
+        if getattr(text, "fatal", False):
+            wrong.append(f"{file}: {text}")
+        unusable[row.path] = f"{file}: {text}"
+        row.caption_stamp = ""  # so that it is looked at again
     index.put(changed)
     if wrong:
         message = f"dataset {dataset.id}: {len(wrong)} caption files cannot be used"
@@ -180,27 +245,62 @@ def _read_captions(
     return unusable
 
 
-def _admit(dataset: ImageSet, row: Row, found: Scan, without: list[str]) -> None:
-    """Puts one image among the items, or among those left out."""
+def _texts(
+    dataset: ImageSet, source: Source, jobs: Sequence[tuple[Row, str]]
+) -> Iterable[tuple[tuple[Row, str], str | Exception]]:
+    """(row, caption file) with what is written in the file, or why it cannot be used."""
+
+    def read(job: tuple[Row, str]) -> str | Exception:
+        try:
+            return captions.decode(source.read(job[1]))
+        except (captions.Unreadable, OSError) as error:
+            return error
+
+    if dataset.place.folder:  # to hand a file to a thread takes longer than to read it from a disk
+        return ((job, read(job)) for job in jobs)
+    workers = dataset.place.readers(dataset.entry.max_workers)
+    return ahead(jobs, read, workers=workers, limit=8 * workers)
+
+
+def placed(dataset: ImageSet, row: Row) -> Placement | LeftOut:
+    """How an image of that size is used, or why it is not."""
     size = Size(row.height, row.width)
     if row.reason:
-        found.left_out.append(LeftOut(row.path, row.reason, row.detail))
-        return
+        return LeftOut(row.path, row.reason, row.detail)
     if size.height * size.width > dataset.pixel_limit:
-        found.left_out.append(LeftOut(row.path, "too-many-pixels", str(size)))
-        return
+        return LeftOut(row.path, "too-many-pixels", str(size))
     placement = place(size, dataset.shape, id=dataset.id, path=row.path)
     if isinstance(placement, str):
-        found.left_out.append(LeftOut(row.path, placement, str(size)))
-        return
+        return LeftOut(row.path, placement, str(size))
     if placement.resize.height * placement.resize.width > dataset.pixel_limit:  # a hair-thin image, before its crop
-        found.left_out.append(LeftOut(row.path, "aspect-out-of-range", f"{size} would become {placement.resize}"))
+        return LeftOut(row.path, "aspect-out-of-range", f"{size} would become {placement.resize}")
+    return placement
+
+
+def _captions(dataset: ImageSet, row: Row, table: Contents | None) -> tuple[str, ...]:
+    entry = dataset.entry
+    found: Sequence[str] = captions.read(entry, row.path, row.caption)
+    if table and table.table.captions:
+        found = table.facts[row.path].captions if row.path in table.facts else ()
+    return captions.variants(entry, dataset.prompts, row.path, found, dataset.filters, dataset.shuffle)
+
+
+def _admit(dataset: ImageSet, row: Row, found: Scan, without: list[str], slow: list[str]) -> None:
+    """Puts one image among the items, among those left out, or among those whose caption cannot be filtered."""
+    placement = placed(dataset, row)
+    if isinstance(placement, LeftOut):
+        found.left_out.append(placement)
         return
-    texts = captions.variants(dataset.entry, dataset.prompts, row.path, row.caption)
+    try:
+        texts = _captions(dataset, row, found.table)
+    except TooSlow as error:
+        slow.append(f"{row.path}: {error}")
+        return
     if not texts:
         found.left_out.append(LeftOut(row.path, "no-caption"))
         without.append(row.path)
         return
+    size = Size(row.height, row.width)
     sample = Sample(f"{dataset.id}/{row.path}", dataset.id, row.path, size, row.stamp, texts, row.digest)
     found.items.append(Placed(sample, placement))
 
@@ -224,6 +324,11 @@ def _notice(dataset: ImageSet, source: Source, found: Scan, images: Sequence[str
             found.notices.append(f'dataset {dataset.id}: {text}; "caption_strategy": "textfile" would use them')
     if not dataset.prompts and any(captions.TRIGGER in text for item in found.items for text in item.sample.captions):
         found.notices.append(f"dataset {dataset.id}: captions hold {captions.TRIGGER}, but there is no instance_prompt")
+    if (shuffle := dataset.shuffle) and not shuffle.include_original:
+        kept = [text for item in found.items for text in item.sample.captions if text and not shuffle.orders(text)]
+        if kept:
+            text = f'{len(kept)} captions have no other order and stay as they are, such as "{kept[0]}"'
+            found.notices.append(f"dataset {dataset.id}: caption_shuffle: {text}")
     old = [p for p in stamps if p.startswith(("aspect_ratio_bucket_", "aspect_resolution_map-")) or p.endswith(".pt")]
     if old:
         found.notices.append(f"dataset {dataset.id}: {len(old)} files of another trainer's cache are not read")
@@ -232,7 +337,7 @@ def _notice(dataset: ImageSet, source: Source, found: Scan, images: Sequence[str
 def _nothing(dataset: ImageSet, stamps: dict[str, str]) -> Problem:
     endings = Counter(splitext(path)[1].lower() or "no extension" for path in stamps)
     common = ", ".join(ending for ending, _ in endings.most_common(3)) or "it is empty"
-    message = f"no images detected in dataset {dataset.id}: {len(stamps)} files under {dataset.root}"
+    message = f"no images detected in dataset {dataset.id}: {len(stamps)} files under {dataset.place}"
     return Problem(
         f"{message}, none with an accepted extension ({common})",
         "dataset",

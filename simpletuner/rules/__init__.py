@@ -121,6 +121,11 @@ FURTHER_HARDWARE_RULES: tuple[Rule, ...] = (
     hardware.state_is_computable,
     hardware.offload_has_somewhere_to_go,
 )
+FURTHER_DATASET_RULES: tuple[Rule, ...] = (
+    contents.places_can_be_read,
+    contents.tables_can_be_read,
+    contents.connections_have_a_bucket,
+)
 PROMPT_RULES: tuple[Rule, ...] = (contents.strength_has_an_adapter,)
 
 
@@ -132,7 +137,7 @@ def check(config: Config) -> list[Problem]:
 
 def check_contents(config: Config, datasets: Sequence[ImageSet] | None, prompts: Sequence[Prompt]) -> list[Problem]:
     """The findings of the rules about what the dataset file and the prompt library hold; None: it could not be read."""
-    of_datasets = _functions(DATASET_RULES) if datasets is not None else []
+    of_datasets = [*_functions(DATASET_RULES), *FURTHER_DATASET_RULES] if datasets is not None else []
     return [*_findings(config, of_datasets, datasets), *_findings(config, PROMPT_RULES, prompts)]
 
 

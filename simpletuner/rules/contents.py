@@ -12,10 +12,11 @@ from simpletuner.errors import Problem
 from simpletuner.models.options import Model
 from simpletuner.registry import did_you_mean
 from simpletuner.rules.findings import error, notice
+from simpletuner.rules.packages import installed
 from simpletuner.types import Prompt
 from simpletuner.validation.options import Evaluation
 
-PROBABILITY = "masked_loss_probability"
+PROBABILITY, CONNECTIONS = "masked_loss_probability", "aws_max_pool_connections"
 ALL = "all"  # of eval_dataset_id
 
 
@@ -58,6 +59,29 @@ def masks_are_there(config: Config, datasets: Sequence[ImageSet]) -> Problem | N
         message = f"{PROBABILITY} {share:g} has no effect: there is no dataset of segmentation masks"
         return notice(message, PROBABILITY, fix=f"remove {PROBABILITY}, or add the masks")
     return None
+
+
+def places_can_be_read(config: Config, datasets: Sequence[ImageSet]) -> Iterator[Problem]:
+    for dataset in datasets:
+        package = dataset.place.package
+        if package and not installed(package.module):
+            message = f"dataset {dataset.id}: type={dataset.entry.type} needs {package.module}, which is not installed"
+            yield Problem(message, where=dataset.where, keys=("type",), fix=package.install)
+
+
+def connections_have_a_bucket(config: Config, datasets: Sequence[ImageSet]) -> Problem | None:
+    if CONNECTIONS in config.given and not any(dataset.entry.type == "aws" for dataset in datasets):
+        fix = f"remove {CONNECTIONS}"
+        return notice(f"{CONNECTIONS} has no effect: no dataset is in a bucket", CONNECTIONS, fix=fix)
+    return None
+
+
+def tables_can_be_read(config: Config, datasets: Sequence[ImageSet]) -> Iterator[Problem]:
+    for dataset in datasets:
+        package = dataset.table and dataset.table.package
+        if package and not installed(package.module):
+            message = f"dataset {dataset.id}: {dataset.table} needs {package.module}, which is not installed"
+            yield Problem(message, where=dataset.where, keys=("parquet",), fix=package.install)
 
 
 def strength_has_an_adapter(config: Config, prompts: Sequence[Prompt]) -> Iterator[Problem]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from simpletuner.data import captions
+from simpletuner.data import captions, filters
 from simpletuner.data.options import ImageEntry
+from simpletuner.data.shuffle import Shuffle
 
 
-def variants(path="a/my_cat.png", text=None, prompts=(), **keys):
+def variants(path="a/my_cat.png", text=None, prompts=(), ways=(), **keys):
     entry = ImageEntry(id="d", type="local", instance_data_dir=".", **keys)
-    return captions.variants(entry, prompts, path, text)
+    return captions.variants(entry, prompts, path, captions.read(entry, path, text), *ways)
 
 
 def test_file_names():
@@ -43,6 +44,18 @@ def test_instance_prompts():
     text = "a [trigger] here"
     assert variants(text=text, prompts=("sks",), caption_strategy="textfile") == ("a sks here",)
     assert variants(text=text, caption_strategy="textfile") == (text,)
+
+
+def test_filters_come_before_the_trigger_and_shuffling_last():
+    removed, shuffle = (filters.read("trigger")[0], filters.read("s/cat/dog/")[0]), Shuffle(enable=True)
+    found = variants(text="[trigger], cat", prompts=("cat",), ways=(removed,), caption_strategy="textfile")
+    assert found == ("[], dog",)
+    found = variants(
+        "a/a,b.png", prompts=("sks",), ways=((), shuffle), prepend_instance_prompt=True, disable_multiline_split=True
+    )
+    assert sorted(found) == ["b, sks a", "sks a,b"]
+    assert variants(prompts=("a cat",), ways=(removed,), only_instance_prompt=True) == ("a cat",)
+    assert variants(text="cat", ways=((filters.read("cat")[0],),), caption_strategy="textfile") == ()
 
 
 def test_bytes_to_text():

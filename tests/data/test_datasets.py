@@ -21,6 +21,9 @@ SHARED = {
 }
 
 
+SOME = {"caption_column": "text"}
+
+
 def sizes(value):
     return dict.fromkeys(("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"), value)
 
@@ -109,13 +112,23 @@ def test_all_problems_come_together(world, pictures):
         ({"probability": 0}, "probability"),
         ({"id": "a/b"}, "cannot be part of a file name"),
         ({"id": ""}, "id is required"),
-        ({"type": "aws"}, "not yet"),
+        ({"type": "csv"}, "not yet"),
         ({"type": "webshart"}, "not offered"),
         ({"dataset_type": "video"}, "Flux trains on images"),
         ({"dataset_type": "conditioning"}, "not yet"),
-        ({"caption_strategy": "parquet"}, "not yet"),
+        ({"caption_strategy": "huggingface"}, "not yet"),
+        ({"metadata_backend": "huggingface"}, "not yet"),
+        ({"caption_strategy": "parquet"}, "parquet needs path"),
+        ({"caption_strategy": "jsonl", "jsonl": {"path": "x.txt"}}, "x.txt is no table"),
+        ({"caption_strategy": "jsonl", "jsonl": {"path": "no.jsonl"}}, "no.jsonl does not exist"),
+        ({"caption_strategy": "jsonl", "jsonl": {"caption_colum": "x"}}, 'unknown key "caption_colum"'),
+        ({"caption_strategy": "jsonl", "jsonl": SOME, "csv": SOME}, "a dataset has one table"),
+        ({"caption_strategy": "jsonl", "metadata_backend": "csv"}, "a dataset has one table"),
+        ({"metadata_backend": "jsonl", "jsonl": {"width_column": "w"}}, "needs width_column and height_column"),
         ({"crop_style": "face"}, "not yet"),
-        ({"caption_shuffle": {"enable": True}}, "not yet"),
+        ({"caption_shuffle": {"enable": True, "counts": 2}}, 'caption_shuffle: unknown key "counts"'),
+        ({"caption_shuffle": {"enable": True, "count": 0}}, "caption_shuffle: count: 0"),
+        ({"caption_shuffle": 3}, "not an object"),
         ({"start_epoch": 2}, "not yet"),
         ({"vae_cache_ondemand": True}, "not yet"),
         ({"skip_file_discovery": "vae"}, "not yet"),
@@ -140,12 +153,36 @@ def test_what_is_refused_and_how_it_is_said(world, pictures, keys, part):
         {"metadata_backend": "json", "vae_cache_preprocess": True, "read_batch_size": 25, "conditioning": []},
         {"minimum_image_size": 0, "hash_filenames": True, "delete_unwanted_images": False, "disable": "false"},
         {"caption_shuffle": {"enable": False, "count": 3}, "scan_for_errors": "none"},
+        {"caption_shuffle": {"enable": "true", "seed": 4, "split_on": "space"}},
+        {"caption_shuffle": False, "jsonl": {}, "caption_strategy": "jsonl", "parquet": ""},
+        {"caption_strategy": "csv", "metadata_backend": "csv", "width_column": "w", "height_column": "h"},
         {"crop": True, "crop_aspect": "random", "crop_aspect_buckets": [{"aspect": 1, "weight": 1}]},
     ],
 )
 def test_features_that_are_off_are_accepted_in_silence(world, pictures, keys):
     found, problems = world.load({**pictures, **keys})
     assert found and problems == []
+
+
+def filter_list(value):
+    return {"id": "t", "dataset_type": "text_embeds", "default": True, "caption_filter_list": value}
+
+
+def test_filter_lists_come_from_the_entry_or_a_file(world, pictures):
+    (world.folder / "list.txt").write_text("\n".join(["blurry, bad", "", "s/cat/dog/"]))
+    (world.folder / "list.json").write_text('["blurry, bad", "s/cat/dog/"]')
+    for value in (["blurry, bad", "", "s/cat/dog/"], str(world.folder / "list.txt"), str(world.folder / "list.json")):
+        found, problems = world.load(pictures, filter_list(value))
+        assert not problems
+        assert [one.entry for one in found.images[0].filters] == ["blurry, bad", "s/cat/dog/"]
+
+
+def test_filter_lists_that_cannot_be_used(world, pictures):
+    for value, part in (("s/a/b/", "neither a list nor a file"), (["s/(/x/"], "s/(/x/"), ("no.txt", "no.txt")):
+        found, problems = world.load(pictures, filter_list(value))
+        assert found is None and "caption_filter_list" in said(problems) and part in said(problems)
+    found, problems = world.load(pictures, filter_list(["(cat"]))
+    assert found and [p.severity for p in problems] == ["notice"]
 
 
 def test_keys_without_effect_give_a_notice(world, pictures):

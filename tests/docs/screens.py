@@ -24,10 +24,12 @@ import simpletuner
 from simpletuner import surfaces
 from simpletuner.cli.surfaces import ROOT
 from simpletuner.data.options import ImageEntry, TextEntry
+from simpletuner.data.shuffle import Shuffle
+from simpletuner.data.table import TableKeys
 from simpletuner.schema import options
 
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != "options.md") + [ROOT / "README.md"]
-TABLES = {"image datasets": ImageEntry, "text caches": TextEntry}
+TABLES = {"image datasets": ImageEntry, "text caches": TextEntry, "caption_shuffle": Shuffle, "tables": TableKeys}
 COLUMNS = "90"
 INSTALLS = "pip install . && "
 SCREEN = re.compile(

@@ -13,6 +13,8 @@ from simpletuner.cli.surfaces import ROOT
 from simpletuner.config import FORMER, OPTIONS
 from simpletuner.data.options import NOT_YET as LATER_IN_DATASETS
 from simpletuner.data.options import ImageEntry, TextEntry
+from simpletuner.data.shuffle import Shuffle
+from simpletuner.data.table import TableKeys
 from simpletuner.models import families
 
 _spec = importlib.util.spec_from_file_location("screens", Path(__file__).with_name("screens.py"))
@@ -75,6 +77,7 @@ def test_the_readme_leads_to_every_page():
 @pytest.mark.parametrize("page", [p for p in screens.PAGES if p.name != "architecture.md"], ids=name)  # it names code
 def test_every_option_that_a_page_names_exists(page):
     known = {*OPTIONS, *FORMER, *ImageEntry.model_fields, *TextEntry.model_fields, *LATER_IN_DATASETS, *WORDS}
+    known |= Shuffle.model_fields.keys() | TableKeys.model_fields.keys()
     known |= {choice for option in OPTIONS.values() for choice, _ in option.choices} | retired.FORMER_SWITCHES.keys()
     words = (KEY.fullmatch(word) for code in CODE.findall(page.read_text("utf-8")) for word in code.split())
     unknown = {match[1] for match in words if match and match[1] not in known}

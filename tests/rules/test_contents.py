@@ -1,7 +1,9 @@
 """Rules about what the dataset file and the prompt library hold, on files that are really read."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rules.cases import FULL, LORA, TORCH, functions
@@ -10,6 +12,7 @@ from simpletuner import rules
 from simpletuner.check import check, read_datasets
 from simpletuner.rules import contents
 
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 KONTEXT, SHARE, WHICH = {"model_flavour": "kontext"}, contents.PROBABILITY, "eval_dataset_id"
 STEPS, EPOCHS = "eval_steps_interval", "eval_epoch_interval"
 
@@ -48,6 +51,41 @@ def test_regularisation_has_a_base(held):
     assert "dataset other is for regularisation" in problem.message and "multidatabackend.json:1" in problem.where
     assert problem.exit_code == 2 and set(problem.keys) == {"model_type", "is_regularisation_data"}
     assert list(rule(*held(LORA, regular))) == [] and list(rule(*held(FULL, {}))) == []
+
+
+def test_places_can_be_read(held, monkeypatch, tmp_path):
+    assert contents.places_can_be_read in rules.FURTHER_DATASET_RULES
+    loaded, datasets = held({}, {"type": "aws", "aws_bucket_name": "cats", "instance_data_dir": None})
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (problem,) = rules.check_contents(loaded, datasets, [])
+    assert "dataset other: type=aws needs boto3, which is not installed" in problem.message and problem.exit_code == 2
+    assert problem.fix == "pip install 'simpletuner[s3]'" and '\ns3 = ["boto3' in PROJECT.read_text("utf-8")
+    assert "multidatabackend.json:1" in problem.where
+    assert rules.check_contents(loaded, datasets[:1], []) == []
+    (tmp_path / "boto3.py").write_text("raise RuntimeError('it is looked for, not imported')")
+    assert rules.check_contents(loaded, datasets, []) == []
+
+
+def test_tables_can_be_read(held, monkeypatch, tmp_path):
+    for name in ("t.parquet", "t.csv"):
+        (tmp_path / name).touch()
+    keys = {"caption_strategy": "parquet", "parquet": {"path": str(tmp_path / "t.parquet")}}
+    loaded, datasets = held({}, keys)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (problem,) = rules.check_contents(loaded, datasets, [])
+    assert "t.parquet needs pyarrow, which is not installed" in problem.message and problem.exit_code == 2
+    assert problem.fix == "pip install 'simpletuner[datasets]'" and "multidatabackend.json:1" in problem.where
+    _, datasets = held({}, keys | {"parquet": {"path": str(tmp_path / "t.csv")}})
+    assert rules.check_contents(loaded, datasets, []) == []
+
+
+def test_connections_have_a_bucket(held):
+    rule, given = contents.connections_have_a_bucket, {contents.CONNECTIONS: 9}
+    assert rule in rules.FURTHER_DATASET_RULES
+    problem = rule(*held(given))
+    assert problem.severity == "notice" and problem.keys == (contents.CONNECTIONS,)
+    assert rule(*held({})) is None
+    assert rule(*held(given, {"type": "aws", "aws_bucket_name": "cats", "instance_data_dir": None})) is None
 
 
 def test_held_out_sets_are_there(held):
