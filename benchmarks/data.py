@@ -13,6 +13,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -155,6 +156,7 @@ def main() -> None:
     for count in SCANS:
         if not (options.work / f"pictures-{count}").exists():
             write_pictures(options.work / f"pictures-{count}", count)
+        shutil.rmtree(options.work / f"out-{count}", ignore_errors=True)  # the index of an earlier call
         records += [apart(options, part, str(count)) for part in ("scan", "rescan")]
         print(json.dumps(records[-2:]), flush=True)
     for part in ("plan", "load"):

@@ -318,7 +318,8 @@ def _notice(dataset: ImageSet, source: Source, found: Scan, images: Sequence[str
     for loop in getattr(source, "loops", []):
         found.notices.append(f"dataset {dataset.id}: {loop} links to a folder above itself and is not followed")
     if dataset.entry.caption_strategy == "filename":
-        beside = sum(captions.caption_paths(path, ".txt")[0] in stamps for path in images)
+        texts = {path for path in stamps if path.endswith(".txt")}
+        beside = sum(captions.caption_paths(path, ".txt")[0] in texts for path in images) if texts else 0
         if beside * 2 >= len(images) and beside:
             text = f"{beside} of {len(images)} images have a .txt beside them"
             found.notices.append(f'dataset {dataset.id}: {text}; "caption_strategy": "textfile" would use them')
