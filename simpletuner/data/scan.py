@@ -71,10 +71,11 @@ class Scan:
 
 def is_image(path: str) -> bool:
     """Whether a file's name says that it is an image of the set."""
-    stem, ending = splitext(path)  # a million times: pathlib would take seconds
-    if ending.lower() not in EXTENSIONS or stem.endswith(OTHER_KINDS):
+    dot = path.rfind(".")  # a million times: pathlib would take seconds, and os.path a good part of one
+    if dot < 0 or path[dot:].lower() not in EXTENSIONS or path.endswith(OTHER_KINDS, 0, dot):
         return False
-    return not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    rooted = "/" + path
+    return "/." not in rooted and "/__MACOSX/" not in rooted
 
 
 @contextmanager
