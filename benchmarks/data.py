@@ -42,26 +42,31 @@ def write_pictures(folder: Path, count: int) -> None:
         path.write_bytes(kinds[number % len(kinds)])
 
 
-def scan(work: Path, count: str) -> dict[str, Any]:
-    """A survey of a folder, as every start makes one: the first time, or again when nothing has changed."""
+def survey(work: Path, name: str, options: Any, **settings: Any) -> tuple[Any, float]:
+    """The pictures of that name as a run opens them, and the seconds that it took."""
     from simpletuner.data import datasets, library
-    from simpletuner.data.options import Data
     from simpletuner.events import EventLog
 
-    options = Data(resolution=64)
     entry = {
         "id": "many",
         "type": "local",
-        "instance_data_dir": str(work / f"pictures-{count}"),
+        "instance_data_dir": str(work / f"pictures-{name}"),
         "minimum_image_size": 0,
     }
-    file = work / f"data-{count}.json"
-    file.write_text(json.dumps([entry]))
-    found, problems = datasets.load(file, options, family="flux", alignment=16, output_dir=work / f"out-{count}")
+    file = work / f"data-{name}.json"
+    file.write_text(json.dumps([entry | settings]))
+    found, problems = datasets.load(file, options, family="flux", alignment=16, output_dir=work / f"out-{name}")
     assert found, problems
     begun = time.perf_counter()
     opened = library.open_library(found, options, batch_size=1, accumulation=1, ranks=1, events=EventLog(None))
-    seconds = time.perf_counter() - begun
+    return opened, time.perf_counter() - begun
+
+
+def scan(work: Path, count: str) -> dict[str, Any]:
+    """A survey of a folder, as every start makes one: the first time, or again when nothing has changed."""
+    from simpletuner.data.options import Data
+
+    opened, seconds = survey(work, count, Data(resolution=64))
     (shelf,) = opened.shelves
     assert len(shelf.items) == int(count), shelf.scan.reasons()
     opened.close()
@@ -85,26 +90,18 @@ def load(work: Path, _: str) -> dict[str, Any]:
     """Batches of cached latents as the loader hands them over, texts included: 8 captions, so they stay in memory."""
     import torch
 
-    from simpletuner.data import datasets, library
     from simpletuner.data.cache import TensorCache
     from simpletuner.data.fill import Latents
     from simpletuner.data.keys import text_key
     from simpletuner.data.loader import Loader
     from simpletuner.data.options import Data
-    from simpletuner.events import EventLog
     from simpletuner.types import Progress
 
     options = Data(resolution=64, caption_dropout_probability=0.0)
-    folder = work / "pictures-load"
-    if not folder.exists():
-        write_pictures(folder, ITEMS)
-    entry = {"id": "many", "type": "local", "instance_data_dir": str(folder), "minimum_image_size": 0}
-    entry |= {"caption_strategy": "instanceprompt", "instance_prompt": [f"a thing {n}" for n in range(8)]}
-    file = work / "data-load.json"
-    file.write_text(json.dumps([entry]))
-    found, problems = datasets.load(file, options, family="flux", alignment=16, output_dir=work / "out-load")
-    assert found, problems
-    opened = library.open_library(found, options, batch_size=1, accumulation=1, ranks=1, events=EventLog(None))
+    if not (work / "pictures-load").exists():
+        write_pictures(work / "pictures-load", ITEMS)
+    prompts = [f"a thing {n}" for n in range(8)]
+    opened, _seconds = survey(work, "load", options, caption_strategy="instanceprompt", instance_prompt=prompts)
     (shelf,) = opened.shelves
     cache, texts = (TensorCache.at(work / f"cache-{kind}", "0" * 64, kind) for kind in ("vae", "text"))
     keys = {item.sample.id: f"{number:064x}" for number, item in enumerate(shelf.items)}

@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model import write_job, write_model
-from watch import Watch
+from model import GIB, estimated, write_job, write_model
+from watch import Watch, at
 
-GIB = 2**30
 WARM = 6  # steps that are not timed: the first runs plain, then the blocks are compiled and the step recorded
 CHECKPOINT, NONE = {"gradient_checkpointing": True}, {"gradient_checkpointing": False}
 COLUMNS = {
@@ -118,7 +117,7 @@ def product(options: argparse.Namespace, name: str, size: int, settings: dict[st
         "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
         "driver_gib": round(most / GIB, 2),
         "steady_gib": round(watch.most(done[WARM], done[-1])[0] / GIB, 2),
-        "plan_gib": planned(path, size),
+        "plan_gib": estimated(path, size)["training"][0],
         "ram_gib": round(ram / GIB, 2),
         "first_step_s": round(done[0] - started, 1),
         "fast_from_s": round(done[WARM] - started, 1),
@@ -127,20 +126,6 @@ def product(options: argparse.Namespace, name: str, size: int, settings: dict[st
         "finite": all(loss == loss and abs(loss) < 1e6 for loss in losses),
         "said": [e["data"]["message"][:160] for e in events if e["type"] == "log" and e["severity"] != "info"][:4],
     }
-
-
-def at(event: dict[str, Any]) -> float:
-    return datetime.fromisoformat(event["time"]).timestamp()
-
-
-def planned(path: Path, size: int) -> float:
-    """GiB of the GPU while training, as `simpletuner plan` tells them."""
-    from simpletuner import config
-    from simpletuner.plan import memory
-
-    loaded, _ = config.load(path, {}, {})
-    phases = {phase.name: phase for phase in memory.estimate(loaded, [(size, size)])}
-    return round(phases["training"].vram_bytes / GIB, 2)
 
 
 def processes() -> list[Path]:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
 import torch
-from model import write_job, write_model
+from model import GIB, estimated, write_job, write_model
 from safetensors.torch import save_file
-from watch import Watch
+from watch import Watch, at
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -45,7 +43,6 @@ RUNS = (  # size, batch, settings; the first fills the text cache, so that the o
     (512, 4, {"flux_lora_target": "all+ffs", "optimizer": "torch-adamw", "gradient_checkpointing": False}),
     (1024, 2, {"flux_lora_target": "all+ffs", "gradient_checkpointing_interval": 3, "lora_rank": 128}),
 )
-GIB = 2**30
 
 
 def write_encoders(folder: Path, device: str) -> None:
@@ -82,9 +79,8 @@ def trainers() -> list[Path]:
 
 def phases(events: list[dict], watch: Watch, idle: int) -> dict[str, list[float]]:
     """GiB of the GPU above what was in use before, and of RAM, at the peak of each phase that did something."""
-    at = {e["seq"]: datetime.fromisoformat(e["time"]).timestamp() for e in events}
     found: dict[str, tuple[int, int]] = {}
-    last = min(at.values())
+    last = min(map(at, events))
     for name, wanted in (
         ("text cache", lambda e: e["data"].get("kind") == "text"),
         ("image cache", lambda e: e["data"].get("kind") == "vae"),
@@ -92,7 +88,7 @@ def phases(events: list[dict], watch: Watch, idle: int) -> dict[str, list[float]
         ("training", lambda e: e["type"] == "step.done"),
     ):
         chosen = [e for e in events if wanted(e)]
-        times = [at[e["seq"]] for e in chosen]
+        times = [at(e) for e in chosen]
         worked = any(e["data"].get("hits") != e["data"].get("total") or "hits" not in e["data"] for e in chosen)
         hidden = name == "image cache" and "text cache" in found  # by the encoders, which left just before
         if times and (hidden or not worked):
@@ -126,18 +122,6 @@ def one(options: argparse.Namespace, size: int, batch: int, settings: dict) -> d
     record["seconds"] = [round(e["data"]["seconds"], 3) for e in lines if e["type"] == "step.done"][-1]
     record["estimated"] = estimated(path, size)
     return record
-
-
-def estimated(path: Path, size: int) -> dict[str, list[float]]:
-    """The plan's phases for that configuration: GiB of the GPU and of RAM."""
-    from simpletuner import config
-    from simpletuner.plan import memory
-
-    loaded, _ = config.load(path, {}, os.environ)
-    return {
-        phase.name: [round(phase.vram_bytes / GIB, 2), round(phase.ram_bytes / GIB, 2)]
-        for phase in memory.estimate(loaded, [(size, size)])
-    }
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ and embeddings of the true shapes.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ TRANSFORMER = {
     "guidance_embeds": True,
     "axes_dims_rope": [16, 56, 56],
 }
+GIB = 2**30
 ENCODERS = ("text_encoder", "text_encoder_2")
 SHARD_BYTES = 4_000_000_000
 
@@ -141,3 +143,15 @@ def write_job(work: Path, *, size: int, steps: int, target: str, **settings: Any
     path = work / "config.json"
     path.write_text(json.dumps(config))
     return path
+
+
+def estimated(path: Path, size: int) -> dict[str, list[float]]:
+    """The plan's phases for that configuration: GiB of the GPU and of RAM."""
+    from simpletuner import config
+    from simpletuner.plan import memory
+
+    loaded, _ = config.load(path, {}, os.environ)
+    return {
+        phase.name: [round(phase.vram_bytes / GIB, 2), round(phase.ram_bytes / GIB, 2)]
+        for phase in memory.estimate(loaded, [(size, size)])
+    }

@@ -5,11 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 SECONDS = 0.02  # between two looks
+
+
+def at(event: dict[str, Any]) -> float:
+    """When an event of a run was, in seconds of the clock that `Watch` reads."""
+    return datetime.fromisoformat(event["time"]).timestamp()
 
 
 def anonymous_bytes(processes: Iterable[Path]) -> int:

@@ -91,7 +91,10 @@ def _weight(tensors: Sequence[Tensor], kind: str) -> Any:
 @torch.library.custom_op("simpletuner::packed_product", mutates_args=())
 def _product(x: Tensor, tensors: Sequence[Tensor], kind: str, bias: Tensor | None) -> Tensor:
     weight, rows = _weight(tensors, kind), x.reshape(-1, x.shape[-1])
-    return _direct(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
+    y = _packed(rows, weight, bias)
+    if y is None:
+        y = F.linear(rows, plain(weight, x.dtype), None if bias is None else bias.to(x.dtype))
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 @_product.register_fake
@@ -106,8 +109,9 @@ def _adapted_product(
     """The result and x aᵀ (..., r)."""
     weight, rows = _weight(tensors, kind), x.reshape(-1, x.shape[-1])
     inner = F.linear(rows, a)
-    if _quick(rows, weight):
-        y = _direct(rows, weight, bias).addmm_(inner, b.t())
+    y = _packed(rows, weight, bias)
+    if y is not None:
+        y.addmm_(inner, b.t())
     else:  # the small product goes first: the large one has time to read its result while it computes
         y = F.linear(inner, b, None if bias is None else bias.to(x.dtype))
         y.addmm_(rows, plain(weight, x.dtype).t())
@@ -195,29 +199,17 @@ def _(dy: Any, tensors: Any, kind: str, d_inner: Any, a: Any, **_: Any) -> int:
     return _flops(dy, kind, tensors, 0) + 2 * prod(dy[:-1]) * rank * (a[1] if rank else 0)
 
 
-def _quick(rows: Tensor, weight: Any) -> bool:
-    """Whether these rows are multiplied with the packed codes as they are."""
-    return compute8.suits(rows, weight) or _few(rows, weight)
-
-
-def _few(rows: Tensor, weight: Any) -> bool:
-    if not (TRITON and rows.is_cuda):
-        return False
-    from simpletuner.kernels import few
-
-    return few.suits(rows, weight)
-
-
-def _direct(rows: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    """x Wᵀ + bias for rows x (M, in), in the quickest way."""
+def _packed(rows: Tensor, weight: Any, bias: Tensor | None) -> Tensor | None:
+    """x Wᵀ + bias for rows x (M, in), from the packed codes as they are; None where the matrix has to be unpacked."""
     bias = None if bias is None else bias.to(rows.dtype)
     if compute8.suits(rows, weight):
         return compute8.product(rows, weight, bias)
-    if _few(rows, weight):
+    if TRITON and rows.is_cuda:
         from simpletuner.kernels import few
 
-        return few.product(rows, weight, bias)
-    return F.linear(rows, plain(weight, rows.dtype), bias)
+        if few.suits(rows, weight):
+            return few.product(rows, weight, bias)
+    return None
 
 
 def plain(weight: Any, dtype: torch.dtype) -> Tensor:

@@ -213,8 +213,7 @@ def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size:
     unit = _unit(config, shapes, size) * config[Training].train_batch_size
     memory, adapted, away = config[Memory], set(paths), moves(config[Offload], shapes.num_blocks).chosen
     parked = memory.gradient_checkpointing_backend == "offload"
-    budget_ = memory.activation_memory_budget
-    share = COMPILED * next((kept for least, kept in KEPT if budget_ >= least), budget_) if compiled(config) else 1.0
+    share = _kept_share(config)
     blocks = [(stack, index) for stack in shapes.stacks for index in range(stack.count)]
     units, begun, largest = 0.0, False, 0.0
     for number, (stack, index) in enumerate(blocks):
@@ -229,6 +228,14 @@ def activation_bytes(config: Config, shapes: Shapes, paths: Iterable[str], size:
         else:
             units += share * kept
     return round((units + largest + BACKWARD) * unit)
+
+
+def _kept_share(config: Config) -> float:
+    """Of what blocks would keep as they are written."""
+    if not compiled(config):
+        return 1.0
+    asked = config[Memory].activation_memory_budget
+    return COMPILED * next((kept for least, kept in KEPT if asked >= least), asked)
 
 
 def compiled(config: Config) -> bool:

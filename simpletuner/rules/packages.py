@@ -59,7 +59,7 @@ def installed(module: str) -> bool:
 def packages_are_installed(config: Config) -> Iterator[Problem]:
     values = config.values()
     kind = KINDS.get(values["base_model_precision"])
-    if values["quantize_via"] == "pipeline" and kind and kind.library == "quanto" and not installed(QUANTO.module):
+    if values["quantize_via"] == "pipeline" and kind and kind.own and not installed(QUANTO.module):
         message = f"quantize_via=pipeline needs {QUANTO.module} for {kind.name}, which is not installed"
         yield error(message, "quantize_via", fix=f"{QUANTO.install}, or quantize_via=auto")
     for key, patterns in NEEDS.items():
