@@ -28,9 +28,8 @@ def _rows(dtype: torch.dtype) -> Callable[..., Rows]:
 def _groups(bits: int) -> Callable[..., Groups]:
     def make(num_rows: int, num_columns: int, seed: int) -> Groups:
         scale = drawn(num_rows * num_columns // GROUP, seed=seed).abs() * 4 / 2**bits
-        return Groups(
-            _bytes(num_rows * num_columns * bits // 8, seed), scale, -scale * 2**bits / 2, num_rows, num_columns
-        )
+        shift = -scale * (2**bits - 1) / 2  # as many above zero as below
+        return Groups(_bytes(num_rows * num_columns * bits // 8, seed), scale, shift, num_rows, num_columns)
 
     return make
 

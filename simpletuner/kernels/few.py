@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simpletuner.kernels.unpack import float8_value, nested_scale
 from simpletuner.kernels.weights import DYNAMIC, LEVELS, Compute8, Nf4, Rows, table
 
 MOST_ROWS = 4  # each reads the codes again, from the second-level cache at best
@@ -63,9 +64,8 @@ def _rows(
         column = start + tl.arange(0, C)
         inside = (row < num_rows)[:, None] & (column < num_columns)[None, :]
         w = tl.load(codes + row.to(tl.int64)[:, None] * num_columns + column[None, :], mask=inside, other=0)
-        if FLOAT8:  # as in `unpack`
-            b = w.to(tl.uint16)
-            w = (((b & 0x80) << 8) | ((b & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        if FLOAT8:
+            w = float8_value(w)
         v = tl.load(x + tl.program_id(1) * num_columns + column, mask=column < num_columns, other=0.0)
         sums += w.to(tl.float32) * v.to(tl.float32)[None, :]
     s = tl.load(scale + row, mask=row < num_rows, other=0.0).to(tl.float32)
@@ -91,8 +91,5 @@ def _nf4(
         block = start // BLOCK + tl.arange(0, C // BLOCK)
         inside = real & (block < num_columns // BLOCK)[None, :]
         block = row.to(tl.int64)[:, None] * (num_columns // BLOCK) + block[None, :]
-        s = tl.load(values + tl.load(absmax + block, mask=inside, other=0).to(tl.int32))
-        nested = block // NESTED
-        s = s * tl.load(scale + nested, mask=inside, other=0.0) + tl.load(offset + nested, mask=inside, other=0.0)
-        sums += parts * s
+        sums += parts * nested_scale(absmax, scale, offset, values, block, inside, NESTED)
     _store(tl.sum(sums, axis=1), bias, y, row, num_rows, BIASED)

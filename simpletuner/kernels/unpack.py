@@ -40,6 +40,24 @@ def _unpack_rows(weight: Rows | Compute8, out: Tensor) -> None:
 
 
 @triton.jit
+def float8_value(byte):
+    """The fp32 value of each e4m3 byte: its parts put where float16 has them, whose exponents begin 8 lower.
+
+    Cards before 8.9 have no instruction for it. NaN would be 480: weights quantised by their largest value have none.
+    """
+    b = byte.to(tl.uint16)
+    return (((b & 0x80) << 8) | ((b & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+
+
+@triton.jit
+def nested_scale(absmax, scale, offset, values, block, inside, NESTED: tl.constexpr):
+    """The fp32 scale of each block of nf4 codes, which is itself a code of 8 bits with a scale and an offset."""
+    s = tl.load(values + tl.load(absmax + block, mask=inside, other=0).to(tl.int32))
+    nested = block // NESTED
+    return s * tl.load(scale + nested, mask=inside, other=0.0) + tl.load(offset + nested, mask=inside, other=0.0)
+
+
+@triton.jit
 def _rows(codes, scale, out, num_rows, num_columns, FLOAT8: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
     row = tl.program_id(1) * R + tl.arange(0, R)
     column = tl.program_id(0) * C + tl.arange(0, C)
@@ -47,10 +65,7 @@ def _rows(codes, scale, out, num_rows, num_columns, FLOAT8: tl.constexpr, R: tl.
     where = row.to(tl.int64)[:, None] * num_columns + column[None, :]
     w = tl.load(codes + where, mask=inside)
     if FLOAT8:
-        # Sign, exponent and mantissa put where float16 has them, whose exponents begin 8 lower. Cards before 8.9 have
-        # no instruction for it. NaN would be 480: weights that were quantised by their largest value have none.
-        b = w.to(tl.uint16)
-        w = (((b & 0x80) << 8) | ((b & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+        w = float8_value(w)
     s = tl.load(scale + row, mask=row < num_rows).to(tl.float32)
     tl.store(out + where, (w.to(tl.float32) * s[:, None]).to(out.dtype.element_ty), mask=inside)
 
@@ -109,9 +124,7 @@ def _nf4(
     B: tl.constexpr, BLOCK: tl.constexpr, NESTED: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0) * B + tl.arange(0, B)
-    real = block < num_blocks
-    s = tl.load(values + tl.load(absmax + block, mask=real, other=0))
-    s = s * tl.load(scale + block // NESTED, mask=real) + tl.load(offset + block // NESTED, mask=real)
+    s = nested_scale(absmax, scale, offset, values, block, block < num_blocks, NESTED)
     byte = block.to(tl.int64)[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
     b = tl.load(codes + byte, mask=byte < size // 2, other=0)
     code = tl.interleave(b >> 4, b & 15).to(tl.int32)
