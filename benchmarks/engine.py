@@ -46,6 +46,7 @@ ROWS: dict[str, tuple[int, dict[str, Any]]] = {
     "bf16 512 none, uncompiled": (512, {**NONE, "dynamo_backend": "no"}),
     "bf16 512 ckpt": (512, CHECKPOINT),
     "bf16 1024 none": (1024, NONE),
+    "bf16 1024 none, budget 0.97": (1024, {**NONE, "activation_memory_budget": 0.97}),
     "bf16 1024 none, budget 0.9": (1024, {**NONE, "activation_memory_budget": 0.9}),
     "bf16 1024 ckpt": (1024, CHECKPOINT),
     "fp8-compute 1024 none": (1024, {**NONE, "base_model_precision": "fp8-compute"}),

@@ -36,14 +36,15 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 SHARD_BYTES = 4_000_000_000
 
 
-def write_transformer(folder: Path, device: str) -> None:
-    """Random weights of the true shapes, small and normal, never zeros."""
+def write_transformer(folder: Path, device: str, **other: int) -> None:
+    """Random weights of the true shapes, small and normal, never zeros. other: entries of TRANSFORMER to replace."""
     from diffusers import FluxTransformer2DModel
 
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(TRANSFORMER))
+    config = TRANSFORMER | other
+    (folder / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
-        model = FluxTransformer2DModel.from_config(TRANSFORMER)
+        model = FluxTransformer2DModel.from_config(config)
     generator = torch.Generator(device).manual_seed(0)
     shards: list[dict[str, torch.Tensor]] = [{}]
     for name, tensor in model.state_dict().items():
@@ -107,6 +108,38 @@ def write_small_parts(folder: Path) -> None:
             feed_forward_proj="gated-gelu",
         )
     ).save_pretrained(folder / "text_encoder_2")
+
+
+def write_encoders(folder: Path, device: str) -> None:
+    """VAE and text encoders of FLUX.1's own shapes, T5-XXL and CLIP-L, in place of the small ones."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    words = {part: json.loads((folder / part / "config.json").read_text())["vocab_size"] for part in ENCODERS}
+    clip = CLIPTextConfig(
+        vocab_size=words["text_encoder"], hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, hidden_act="quick_gelu",
+    )  # fmt: skip
+    t5 = T5Config(
+        vocab_size=words["text_encoder_2"], d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    vae = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": 16, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
+        "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+        "use_quant_conv": False, "use_post_quant_conv": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        made = {
+            "vae": AutoencoderKL(**vae),
+            "text_encoder": CLIPTextModel(clip),
+            "text_encoder_2": T5EncoderModel(t5).bfloat16(),
+        }
+    for part, module in made.items():
+        shutil.rmtree(folder / part)
+        module.bfloat16().save_pretrained(folder / part)
 
 
 def write_model(folder: Path) -> None:

@@ -27,6 +27,7 @@ def made(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # that diffusers will drop quanto some day
+        warnings.filterwarnings("ignore", "(Config )?Deprecation", UserWarning)  # torchao's, of what diffusers chooses
         try:
             configuration = _configuration(kind, dtype, dict(settings))
         except ModuleNotFoundError as error:
@@ -70,6 +71,9 @@ def _weight(layer: Any) -> Any:
         return _of_quanto(weight)
     if hasattr(weight, "qdata") and weight.scale.numel() == weight.shape[0]:
         return rows(weight.qdata, weight.scale)
+    if hasattr(weight, "tensor_impl") and weight.block_size == (1, weight.shape[1]):  # torchao before 0.18
+        codes, scale, _ = weight.tensor_impl.get_plain()
+        return rows(codes, scale)
     if (state := getattr(weight, "quant_state", None)) is not None:
         if (state.quant_type, state.blocksize, state.nested, weight.dtype) != ("nf4", BLOCK, True, torch.uint8):
             raise ConfigError(f"{OPTION}: only nf4 with double quantisation is taken over", fix=f"shorten {OPTION}")

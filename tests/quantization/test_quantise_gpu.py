@@ -36,7 +36,6 @@ def test_it_is_packed_as_on_the_cpu(kind):
     assert (there - here).abs().max() <= 2.1 * step and (there - here).norm() < 0.2 * (here - w.float()).norm() + 1e-6
 
 
-@pytest.mark.filterwarnings("ignore:(Config )?Deprecation")  # torchao's, of what diffusers chooses
 @pytest.mark.parametrize("kind", parameters(diffusers=True))
 def test_what_diffusers_quantises_is_taken_over(kind, part):
     works(kind)
